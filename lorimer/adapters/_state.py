@@ -1,0 +1,43 @@
+"""`AdapterState`: an adapter outside any model, the neutral form that every file format reads into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class LayerState:
+    """One adapted layer: its tensors by the method's own names, in the layer's own geometry.
+
+    For LoRA on Linear: A (rank, in), B (out, rank); on Conv2d: A (rank, in / groups, k_h, k_w),
+    B (out, rank, 1, 1).
+    """
+
+    tensors: dict[str, Tensor]
+    rank: int
+    alpha: float
+
+
+@dataclass
+class AdapterState:
+    """A whole adapter.
+
+    Attributes:
+        method: the method's registered name.
+        config: the method's remaining fields as plain data (rank and alpha here are the defaults; what
+            holds for a layer stands in its `LayerState`).
+        layers: module path -> its state. In a model of several components (a picture model's U-Net and
+            text encoders) the path begins with the component: "unet.down_blocks.0...".
+        components: the names of those components, or () for a plain model.
+        metadata: facts for people and programs, as text: "base_model", "title", "trigger", "resolution",
+            "steps", "seed", ... Never a path of somebody's machine.
+    """
+
+    method: str
+    layers: dict[str, LayerState]
+    config: dict[str, Any] = field(default_factory=dict)
+    components: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,66 @@
+"""LoRA: low-rank adaptation (Hu et al. 2021, arXiv 2106.09685).
+
+    W' = W + (alpha / rank) · B · A        A: (rank, in), B: (out, rank)
+
+A starts Kaiming-uniform and B at zero (section 4.1), so that training starts from the base model.
+For a convolution the weight is the matrix (out, in / groups · prod(kernel)); A is kept in the shape
+of `rank` filters and B in that of a 1 x 1 convolution, which are the shapes other programs read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lorimer.adapters._base import Adapter, Method, WeightSpec
+from lorimer.errors import UsageError
+from lorimer.kernels.low_rank import low_rank_product
+
+if TYPE_CHECKING:
+    from lorimer.layers.geometry import Base
+
+
+@dataclass(frozen=True)
+class LoRA(Method):
+    """Plain LoRA.
+
+    Attributes:
+        rank: the rank of the update, at least 1.
+        alpha: the update is scaled by alpha / rank; None means alpha = rank.
+    """
+
+    name = "lora"
+    additive = True
+    tensors = {
+        "A": {"peft": "lora_A.weight", "kohya": "lora_down.weight"},
+        "B": {"peft": "lora_B.weight", "kohya": "lora_up.weight"},
+    }
+    fast_tensors = frozenset({"B"})
+
+    def build(self, spec: WeightSpec) -> LoRAAdapter:
+        return LoRAAdapter(self, spec)
+
+
+class LoRAAdapter(Adapter):
+    """A and B for one weight."""
+
+    def __init__(self, method: LoRA, spec: WeightSpec) -> None:
+        super().__init__()
+        if method.rank < 1:
+            raise UsageError(f"rank must be at least 1, not {method.rank}")
+        self.method = method
+        self.scale = method.scaled_alpha / method.rank
+        options = {"dtype": spec.dtype, "device": spec.device}
+        self.A = nn.Parameter(torch.empty(method.rank, *spec.down_shape, **options))
+        self.B = nn.Parameter(torch.zeros(spec.shape[0], method.rank, *spec.up_shape, **options))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def adapt(self, weight: Tensor) -> Tensor:
+        return weight + low_rank_product(self.A.flatten(1), self.B.flatten(1), self.scale)
+
+    def forward(self, x: Tensor, base: Base, strength: float) -> Tensor | None:
+        return base.low_rank(x, self.A, self.B, self.scale * strength)

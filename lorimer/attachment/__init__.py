@@ -1,0 +1,1 @@
+"""Choosing what to adapt, and attaching to it, all or nothing."""

@@ -1,0 +1,167 @@
+"""`AttachedAdapter`: the handle of one adapter on one model, and the switches for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from torch import nn
+
+from lorimer.adapters._base import Adapter
+from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.attachment.report import Report, report_on
+from lorimer.errors import StateError, TargetError
+from lorimer.layers.host import AdapterSlots, Host, hosts
+
+
+class AttachedAdapter:
+    """One adapter on one model. Holds no state of its own: everything lives in the model, so a deep copy
+    of the model has its own, to be had by `lorimer.attached(copy)`."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.layers and next(iter(self.layers.values())).method.name} adapter {self.name!r} on {len(self.layers)} layers>"
+
+    @property
+    def layers(self) -> dict[str, Adapter]:
+        """Module path -> this adapter's parameters there, in the model's order."""
+        return {path: slots[self.name] for path, slots in self._slots().items()}
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Everything that trains; what an optimiser is given."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(module path + tensor name, parameter), e.g. ("encoder.fc1.A", ...)."""
+        for path, adapter in self.layers.items():
+            for tensor, parameter in adapter.named_parameters():
+                yield f"{path}.{tensor}", parameter
+
+    def parameter_groups(self, learning_rate: float, fast_ratio: float = 1.0) -> list[dict[str, object]]:
+        """Optimiser groups after LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the tensors that a method
+        calls fast (LoRA's B) learn at `fast_ratio` times the rate. Each parameter is in one group."""
+        slow: list[nn.Parameter] = []
+        fast: list[nn.Parameter] = []
+        for adapter in self.layers.values():
+            for tensor, parameter in adapter.named_parameters():
+                (fast if tensor in adapter.method.fast_tensors else slow).append(parameter)
+        groups: list[dict[str, object]] = [
+            {"params": slow, "lr": learning_rate},
+            {"params": fast, "lr": learning_rate * fast_ratio},
+        ]
+        return [group for group in groups if group["params"]]
+
+    @property
+    def strength(self) -> float:
+        """Factor on the whole update; 1 is as trained, 0 is the base model to the bit."""
+        return next(iter(self._slots().values())).strengths[self.name]
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        require_live(self.model)
+        for slots in self._slots().values():
+            slots.strengths[self.name] = float(value)
+
+    def report(self) -> Report:
+        """What is attached where, how many parameters of how many, how large the file will be."""
+        return report_on(self.model, self.layers)
+
+    def state(self) -> AdapterState:
+        """A copy of the adapter outside the model, on the CPU, as the file formats take it."""
+        layers = self.layers
+        config = asdict(next(iter(layers.values())).method)
+        config.pop("rank"), config.pop("alpha")
+        return AdapterState(
+            method=next(iter(layers.values())).method.name,
+            config=config,
+            layers={
+                path: LayerState(
+                    {name: value.detach().cpu().clone() for name, value in adapter.state_dict().items()},
+                    adapter.method.rank,
+                    adapter.method.scaled_alpha,
+                )
+                for path, adapter in layers.items()
+            },
+            components=tuple(getattr(self.model, "components", ())),
+        )
+
+    def _slots(self) -> dict[str, AdapterSlots]:
+        found = {path: slots for path, slots in hosts(self.model).items() if self.name in slots.names()}
+        if not found:
+            raise StateError(f"the adapter {self.name!r} is no longer attached")
+        return found
+
+
+def attached(model: nn.Module) -> dict[str, AttachedAdapter]:
+    """Every adapter on the model, by name, in order of attachment."""
+    names = dict.fromkeys(name for slots in hosts(model).values() for name in slots.names())
+    return {name: AttachedAdapter(model, name) for name in names}
+
+
+@contextmanager
+def enabled(model: nn.Module, *names: str) -> Iterator[None]:
+    """Within this context just the adapters `names` are live, in that order; afterwards as before.
+
+    Raises:
+        TargetError: no adapter of that name is attached.
+        StateError: adapters are merged.
+    """
+    require_live(model)
+    unknown = [name for name in names if name not in attached(model)]
+    if unknown:
+        raise TargetError(f"no adapter called {unknown[0]!r} is attached; attached: {list(attached(model))}")
+    before = {path: slots.active for path, slots in hosts(model).items()}
+    try:
+        for slots in hosts(model).values():
+            slots.active = [name for name in names if name in slots.names()]
+        yield
+    finally:
+        for path, slots in hosts(model).items():
+            slots.active = before.get(path, slots.active)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Within this context the model is the base model, to the bit; afterwards as before.
+
+    Raises:
+        StateError: adapters are merged.
+    """
+    with enabled(model):
+        yield
+
+
+@contextmanager
+def strength(model: nn.Module, value: float | Mapping[str, float]) -> Iterator[None]:
+    """Within this context adapters act at `value` times their update (one number for all, or a mapping
+    from name to number); afterwards as before. For good: `adapter.strength = value`.
+
+    Raises:
+        TargetError: no adapter of that name is attached.
+        StateError: adapters are merged.
+    """
+    require_live(model)
+    adapters = attached(model)
+    wanted = dict(value) if isinstance(value, Mapping) else dict.fromkeys(adapters, value)
+    for name in wanted:
+        if name not in adapters:
+            raise TargetError(f"no adapter called {name!r} is attached; attached: {list(adapters)}")
+    before = {name: adapters[name].strength for name in wanted}
+    try:
+        for name, number in wanted.items():
+            adapters[name].strength = number
+        yield
+    finally:
+        for name, number in before.items():
+            adapters[name].strength = number
+
+
+def require_live(model: nn.Module) -> None:
+    """Raise `StateError` where adapters are merged into the model's weights."""
+    for path in hosts(model):
+        if not isinstance(model.get_submodule(path), Host):
+            raise StateError("adapters are merged into this model; call lorimer.unmerge(model) first")

@@ -1,0 +1,82 @@
+"""What an adapter amounts to, for a person to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from lorimer.adapters._base import Adapter
+from lorimer.layers.host import AdapterSlots
+
+_HEADER_BYTES = 120  # what a safetensors header spends on one tensor, about
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One adapted layer."""
+
+    path: str
+    type: str
+    shape: tuple[int, ...]
+    rank: int
+    alpha: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """An adapter in figures.
+
+    Attributes:
+        layers: one row per adapted layer.
+        trainable: parameters of the adapter.
+        total: parameters of the base model.
+        file_bytes: about how large the saved file will be, in the adapter's own precision.
+    """
+
+    layers: tuple[LayerReport, ...]
+    trainable: int
+    total: int
+    file_bytes: int
+
+    def __str__(self) -> str:
+        kinds = Counter((row.type, row.rank, row.alpha) for row in self.layers)
+        lines = [
+            f"{len(self.layers)} layers adapted, {self.trainable:,} of {self.total:,} parameters train "
+            f"({self.trainable / max(self.total, 1):.2%}); the file will take about {self.file_bytes / 1e6:.2f} MB"
+        ]
+        for (kind, rank, alpha), count in kinds.items():
+            lines.append(f"  {count:4d} x {kind}, rank {rank}, alpha {alpha:g}")
+        return "\n".join(lines)
+
+
+def report_on(model: nn.Module, layers: Mapping[str, Adapter]) -> Report:
+    """The report on one adapter's `layers` (module path -> adapter) in `model`."""
+    rows, file_bytes = [], 0
+    for path, adapter in layers.items():
+        layer = model.get_submodule(path)
+        tensors = list(adapter.parameters())
+        file_bytes += sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors)
+        cls = getattr(type(layer), "adapted_class", type(layer))
+        rows.append(
+            LayerReport(
+                path,
+                cls.__name__,
+                tuple(layer.weight.shape),  # type: ignore[arg-type, union-attr]
+                adapter.method.rank,
+                adapter.method.scaled_alpha,
+                sum(tensor.numel() for tensor in tensors),
+            )
+        )
+    everything = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    ours = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, AdapterSlots)
+        for parameter in module.parameters()
+    }
+    total = sum(count for key, count in everything.items() if key not in ours)
+    return Report(tuple(rows), sum(row.parameters for row in rows), total, file_bytes)

@@ -1,0 +1,40 @@
+"""What a file format is: three functions between a path and an `AdapterState`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from lorimer.adapters._state import AdapterState
+
+
+class Format(ABC):
+    """One file format. Stateless; every method is a static one."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]  # one line for `lorimer convert --help`
+    folder: ClassVar[bool] = False  # writes a folder rather than a file
+
+    @staticmethod
+    @abstractmethod
+    def detect(path: Path) -> bool:
+        """Whether `path` looks like this format. Reads a header at most; never raises on foreign bytes."""
+
+    @staticmethod
+    @abstractmethod
+    def read(path: Path) -> AdapterState:
+        """The adapter in `path`.
+
+        Raises:
+            FileFormatError: broken, incomplete or hostile; every key that was not understood is listed.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def write(state: AdapterState, path: Path) -> None:
+        """Write `state` to `path`, whole or not at all.
+
+        Raises:
+            FileFormatError: this format cannot hold that state; the message names one that can.
+        """

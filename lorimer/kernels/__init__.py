@@ -1,0 +1,1 @@
+"""The hot path: pure functions from tensors to tensors."""

@@ -1,0 +1,148 @@
+"""The host: an adapted layer is the same module object with its class swapped.
+
+`AdaptedLinear(Host, Linear)` is made on the fly from whatever class the layer had, so names in the
+state dict, `isinstance`, `.weight`, tied weights and everything else about the layer stay as they
+were; swapping the class back leaves nothing. One host serves every method and every layer type.
+
+    layer ── .weight, .bias              as they were, frozen
+          └─ .lorimer: AdapterSlots      one Adapter per adapter name, which are live and how strongly
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorimer.adapters._base import Adapter
+from lorimer.layers.geometry import Base, geometry_of
+
+SLOTS = "lorimer"  # the one attribute a host adds to its layer
+_STASH = "_lorimer_merged"  # where a merged layer keeps its slots: a plain attribute, so no trace in the model
+_PREFIX = "adapter_"  # so that an adapter may be called "weight" or "forward"
+
+
+class AdapterSlots(nn.Module):
+    """The adapters of one layer.
+
+    Attributes:
+        active: names of the live adapters in order of activation.
+        strengths: adapter name -> factor on its whole update.
+        original: the layer's own weight while adapters are merged into it, else None.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active: list[str] = []
+        self.strengths: dict[str, float] = {}
+        self.original: Tensor | None = None
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        self.add_module(_PREFIX + name, adapter)
+        self.strengths[name] = 1.0
+        self.active.append(name)
+
+    def remove(self, name: str) -> None:
+        del self._modules[_PREFIX + name]
+        del self.strengths[name]
+        self.active = [other for other in self.active if other != name]
+
+    def names(self) -> list[str]:
+        return list(self.strengths)
+
+    def __getitem__(self, name: str) -> Adapter:
+        adapter = self._modules[_PREFIX + name]
+        assert isinstance(adapter, Adapter)
+        return adapter
+
+    def live(self) -> list[tuple[Adapter, float]]:
+        """Active adapters that have an effect, with their strengths, in order of activation."""
+        return [(self[name], self.strengths[name]) for name in self.active if self.strengths[name] != 0.0]
+
+
+class Host:
+    """What a layer's class gains when it is adapted."""
+
+    adapted_class: type[nn.Module]  # the class the layer had before
+    lorimer: AdapterSlots
+
+    def forward(self, x: Tensor) -> Tensor:
+        live = self.lorimer.live()
+        if not live:
+            return super().forward(x)  # type: ignore[misc]  # exactly the base layer
+        base = Base(self, geometry_of(self))  # type: ignore[arg-type]
+        if all(adapter.method.additive for adapter, _ in live):
+            changes = [adapter(x, base, strength) for adapter, strength in live]
+            if all(change is not None for change in changes):
+                output = super().forward(x)  # type: ignore[misc]
+                for change in changes:
+                    output = output + change.to(output.dtype)
+                return output
+        return base.geometry.apply(self, x, folded_weight(self))  # type: ignore[arg-type]
+
+
+def folded_weight(layer: nn.Module) -> Tensor:
+    """The layer's weight with its live adapters folded in, in the weight's own shape and type.
+
+    W0 -> a1.adapt -> a2.adapt in order of activation; strength moves along the line from W to a(W).
+    Computed in the wider of the two precisions and rounded once.
+    """
+    geometry, slots, weight = geometry_of(layer), layer.lorimer, layer.weight
+    assert geometry is not None and isinstance(slots, AdapterSlots) and isinstance(weight, Tensor)
+    matrix = geometry.to_matrix(weight)
+    for adapter, strength in slots.live():
+        wide = torch.promote_types(matrix.dtype, next(adapter.parameters()).dtype)
+        matrix = matrix.to(wide)
+        adapted = adapter.adapt(matrix)
+        matrix = adapted if strength == 1.0 else matrix + strength * (adapted - matrix)
+    return geometry.from_matrix(matrix.to(weight.dtype), weight.shape)
+
+
+def make_host(layer: nn.Module) -> AdapterSlots:
+    """Swap the layer's class for its host class, unless it is one; returns its slots."""
+    if not isinstance(layer, Host):
+        layer.__class__ = _host_class(type(layer))
+        layer.add_module(SLOTS, AdapterSlots())
+    slots = layer._modules[SLOTS]
+    assert isinstance(slots, AdapterSlots)
+    return slots
+
+
+def unmake_host(layer: nn.Module) -> None:
+    """Give the layer its own class back and drop its slots."""
+    assert isinstance(layer, Host)
+    del layer._modules[SLOTS]
+    layer.__class__ = layer.adapted_class
+
+
+def hosts(model: nn.Module) -> dict[str, AdapterSlots]:
+    """Module path -> slots of every adapted layer, merged ones included."""
+    found = {path: slots_of(module) for path, module in model.named_modules()}
+    return {path: slots for path, slots in found.items() if slots is not None}
+
+
+def slots_of(layer: nn.Module) -> AdapterSlots | None:
+    """The layer's slots, whether it is live or merged; None where it is not adapted."""
+    slots = layer._modules.get(SLOTS) if isinstance(layer, Host) else layer.__dict__.get(_STASH)
+    return slots if isinstance(slots, AdapterSlots) else None
+
+
+def stash_host(layer: nn.Module) -> None:
+    """Make the layer plain again but remember its slots, out of sight of `parameters()` and `state_dict()`."""
+    slots = slots_of(layer)
+    unmake_host(layer)
+    layer.__dict__[_STASH] = slots
+
+
+def unstash_host(layer: nn.Module) -> None:
+    """The inverse of `stash_host`; adapters follow the weight to its device."""
+    slots: AdapterSlots = layer.__dict__.pop(_STASH)
+    layer.__class__ = _host_class(type(layer))
+    layer.add_module(SLOTS, slots.to(layer.weight.device))  # type: ignore[arg-type]
+
+
+@cache
+def _host_class(cls: type[nn.Module]) -> Any:
+    return type(f"Adapted{cls.__name__}", (Host, cls), {"adapted_class": cls, "__module__": __name__})

@@ -1,0 +1,1 @@
+"""Operations over adapters that know no method by name: merging, saving, loading."""

@@ -1,0 +1,124 @@
+"""Saving an attached adapter and loading one onto a model, in any registered file format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lorimer import registry
+from lorimer.adapters._base import Adapter, Method
+from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.attachment.attach import install
+from lorimer.attachment.attached import AttachedAdapter
+from lorimer.attachment.targets import adaptable_view
+from lorimer.errors import FileFormatError, suggest
+from lorimer.layers.geometry import geometry_of, weight_spec
+
+
+def save(
+    adapter: AttachedAdapter,
+    path: str | Path,
+    *,
+    format: str = "peft",
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write an attached adapter to `path` in a registered format; returns the path.
+
+    Args:
+        format: "peft" (a folder), "diffusers" or "kohya" (one file for picture models), "lorimer" (one
+            file that holds anything), or any other registered format.
+        dtype: precision in the file; by default that of the adapter.
+        metadata: facts to carry, e.g. {"title": ..., "trigger": ..., "base_model": ...}.
+
+    Raises:
+        FileFormatError: the format cannot hold this adapter. Nothing is written.
+    """
+    state = adapter.state()
+    state.metadata.update(metadata or {})
+    if dtype is not None:
+        for layer in state.layers.values():
+            layer.tensors = {name: tensor.to(dtype) for name, tensor in layer.tensors.items()}
+    registry.get("format", format).write(state, Path(path))
+    return Path(path)
+
+
+def read(path: str | Path, *, format: str | None = None) -> AdapterState:
+    """The adapter in a file or folder, whatever its format.
+
+    Raises:
+        FileFormatError: no format recognises it, or it is broken.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileFormatError(f"{path}: there is no such file or folder")
+    if format is not None:
+        return registry.get("format", format).read(path)
+    found = [plugin for plugin in registry.all_of("format").values() if plugin.detect(path)]
+    if not found:
+        raise FileFormatError(
+            f"{path}: not an adapter that lorimer knows. Known formats: {', '.join(registry.names('format'))}"
+        )
+    return found[0].read(path)
+
+
+def load(
+    model: nn.Module, path: str | Path, *, name: str = "default", format: str | None = None
+) -> AttachedAdapter:
+    """Attach the adapter in `path` to `model`, every tensor of it or nothing.
+
+    Raises:
+        FileFormatError: the file is broken, or names layers that the model lacks or shapes that do not
+            fit; all are listed. The model is untouched.
+    """
+    return attach_state(model, read(path, format=format), name=name, source=str(path))
+
+
+def attach_state(
+    model: nn.Module, state: AdapterState, *, name: str = "default", source: str = "adapter"
+) -> AttachedAdapter:
+    """Attach an adapter from memory; see `load`."""
+    method_class = registry.get("method", state.method)
+    modules = adaptable_view(model)
+    problems: list[str] = []
+    planned: dict[str, Adapter] = {}
+    for path, layer_state in state.layers.items():
+        layer = modules.get(path)
+        if layer is None:
+            problems.append(f"the model has no {path!r}.{suggest(path, modules)}")
+        elif geometry_of(layer) is None:
+            problems.append(f"{path!r} is a {type(layer).__name__}, which cannot be adapted")
+        else:
+            method = method_class(rank=layer_state.rank, alpha=layer_state.alpha, **state.config)
+            adapter = _build(method, layer, layer_state, path, problems)
+            planned[path] = adapter
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise FileFormatError(f"{source} does not fit this {type(model).__name__}:\n  {shown}{more}")
+    if not planned:
+        raise FileFormatError(f"{source} holds no layers")
+    return install(model, planned, name)
+
+
+def _build(
+    method: Method, layer: nn.Module, state: LayerState, path: str, problems: list[str]
+) -> Adapter:
+    """The adapter with the state's tensors; tells `problems` what does not fit."""
+    dtype = next(iter(state.tensors.values())).dtype
+    adapter = method.build(weight_spec(layer, None if dtype in (torch.float16, torch.bfloat16) else dtype))
+    own = adapter.state_dict()
+    for name in own.keys() ^ state.tensors.keys():
+        problems.append(f"{path!r}: tensor {name!r} is {'missing' if name in own else 'not known'}")
+    for name in own.keys() & state.tensors.keys():
+        if own[name].shape != state.tensors[name].shape:
+            problems.append(
+                f"{path!r}: {name} has shape {tuple(state.tensors[name].shape)}, the layer needs "
+                f"{tuple(own[name].shape)}"
+            )
+    if not problems:
+        adapter.load_state_dict(state.tensors)
+    return adapter

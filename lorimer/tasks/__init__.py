@@ -1,0 +1,1 @@
+"""Tasks, one per file: its model, data, collation, loss, metrics and preview."""

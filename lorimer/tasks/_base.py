@@ -1,0 +1,76 @@
+"""What a task is: everything the engine must ask to train an adapter, and nothing about how."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from lorimer.train.recipe import Recipe
+
+
+class Section(BaseModel):
+    """A section of a recipe: plain data, unknown keys refused, docstrings of fields shown in the reference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Task(ABC):
+    """One task, made from a checked recipe.
+
+    The three section classes say what a recipe for this task may hold under `data:`, `objective:` and
+    `preview:`. The engine seeds all random state from (seed, step) before each step, so a task draws
+    noise, dropout or crops from torch's global generator and needs no state of its own.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]  # one line for the reference
+    Data: ClassVar[type[Section]] = Section
+    Objective: ClassVar[type[Section]] = Section
+    Preview: ClassVar[type[Section]] = Section
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The frozen base in evaluation mode on the CPU, before any adapter. A model of several components is a module
+        with `components` (tuple of child names), so that adapter paths begin with the component."""
+
+    @abstractmethod
+    def data(self, model: nn.Module) -> Dataset[Any]:
+        """The training examples. May use `model` to compute and cache what never changes.
+
+        Raises:
+            DataError: names every missing, broken or unusable file at once.
+        """
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Any]) -> Any:
+        """A batch of tensors (a dict, tuple or tensor) from examples of `data`."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The mean loss of one batch, a scalar. Draws random numbers from torch's global generator alone."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on held-out data, deterministic; empty where the recipe holds nothing out."""
+        return {}
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
+        """Write files into `folder` that show a person how training goes; returns their paths."""
+        return []
+
+    def describe(self, model: nn.Module, data: Dataset[Any]) -> list[str]:
+        """Lines for the preflight: what was read, how many, what was skipped and why."""
+        return []
+
+    def metadata(self) -> dict[str, str]:
+        """What the saved adapter should say of its making: "base_model", "trigger", "resolution", ..."""
+        return {}
