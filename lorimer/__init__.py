@@ -1,4 +1,4 @@
-"""lorimer: low-rank adapters for any PyTorch module, from the picture folder to the file that other programs load.
+"""lorimer: low-rank adapters for any PyTorch module, from the data to the file that other programs load.
 
     adapter = lorimer.attach(model, LoRA(rank=8, alpha=16), targets="all-linear")
     ...                                      # any training loop over adapter.parameters()

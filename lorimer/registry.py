@@ -29,6 +29,7 @@ _KINDS = {
     "format": ("formats", "lorimer.formats._base", "Format"),
     "task": ("tasks", "lorimer.tasks._base", "Task"),
 }
+_PARTS = {"safe_io"}  # modules beside the plugins that are none
 _packages = ["lorimer"]
 
 
@@ -86,10 +87,8 @@ def _modules(kind: str) -> dict[str, str]:
     declared = [entry.value for entry in entry_points(group="lorimer")]
     modules: dict[str, str] = {}
     for package in [*_packages, *declared]:
-        if importlib.util.find_spec(f"{package}.{folder}") is None:
-            continue
         spec = importlib.util.find_spec(f"{package}.{folder}")
-        for info in pkgutil.iter_modules(spec.submodule_search_locations if spec else None):
-            if not info.name.startswith("_"):
+        for info in pkgutil.iter_modules(spec.submodule_search_locations) if spec else ():
+            if not info.name.startswith("_") and info.name not in _PARTS:
                 modules[info.name.replace("_", "-")] = f"{package}.{folder}.{info.name}"
     return modules

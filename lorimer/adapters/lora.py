@@ -10,8 +10,9 @@ of `rank` filters and B in that of a 1 x 1 convolution, which are the shapes oth
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,13 @@ class LoRA(Method):
         alpha: the update is scaled by alpha / rank; None means alpha = rank.
     """
 
-    name = "lora"
-    additive = True
-    tensors = {
+    name: ClassVar[str] = "lora"
+    additive: ClassVar[bool] = True
+    tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "A": {"peft": "lora_A.weight", "kohya": "lora_down.weight"},
         "B": {"peft": "lora_B.weight", "kohya": "lora_up.weight"},
     }
-    fast_tensors = frozenset({"B"})
+    fast_tensors: ClassVar[frozenset[str]] = frozenset({"B"})
 
     def build(self, spec: WeightSpec) -> LoRAAdapter:
         return LoRAAdapter(self, spec)
@@ -54,9 +55,10 @@ class LoRAAdapter(Adapter):
             raise UsageError(f"rank must be at least 1, not {method.rank}")
         self.method = method
         self.scale = method.scaled_alpha / method.rank
-        options = {"dtype": spec.dtype, "device": spec.device}
-        self.A = nn.Parameter(torch.empty(method.rank, *spec.down_shape, **options))
-        self.B = nn.Parameter(torch.zeros(spec.shape[0], method.rank, *spec.up_shape, **options))
+        A_shape = (method.rank, *spec.down_shape)
+        B_shape = (spec.matrix_shape[0], method.rank, *spec.up_shape)
+        self.A = nn.Parameter(torch.empty(A_shape, dtype=spec.dtype, device=spec.device))
+        self.B = nn.Parameter(torch.zeros(B_shape, dtype=spec.dtype, device=spec.device))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def adapt(self, weight: Tensor) -> Tensor:

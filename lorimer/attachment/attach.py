@@ -12,7 +12,7 @@ from lorimer.attachment.attached import AttachedAdapter, require_live
 from lorimer.attachment.targets import Target, Targets, first_match, require_matches, select
 from lorimer.errors import StateError, TargetError, UsageError
 from lorimer.layers.geometry import weight_spec
-from lorimer.layers.host import AdapterSlots, hosts, make_host, slots_of, unmake_host
+from lorimer.layers.host import base_parameters, hosts, make_host, slots_of, unmake_host
 
 _FROZEN = "_lorimer_frozen"  # on the model: names of the parameters that attaching froze
 
@@ -113,15 +113,9 @@ def _take_off(layer: nn.Module, name: str) -> None:
 
 def _freeze(model: nn.Module) -> None:
     """Freeze everything but adapters; what was frozen now is remembered on the model."""
-    ours = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, AdapterSlots)
-        for parameter in module.parameters()
-    }
     frozen: list[str] = model.__dict__.setdefault(_FROZEN, [])
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in ours and parameter.requires_grad:
+    for name, parameter in base_parameters(model):
+        if parameter.requires_grad:
             parameter.requires_grad_(False)
             frozen.append(name)
 

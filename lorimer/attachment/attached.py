@@ -24,7 +24,8 @@ class AttachedAdapter:
         self.name = name
 
     def __repr__(self) -> str:
-        return f"<{self.layers and next(iter(self.layers.values())).method.name} adapter {self.name!r} on {len(self.layers)} layers>"
+        layers = list(self.layers.values())
+        return f"<{layers[0].method.name} adapter {self.name!r} on {len(layers)} layers>"
 
     @property
     def layers(self) -> dict[str, Adapter]:

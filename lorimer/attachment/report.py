@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorimer.adapters._base import Adapter
-from lorimer.layers.host import AdapterSlots
+from lorimer.layers.host import base_parameters
 
 _HEADER_BYTES = 120  # what a safetensors header spends on one tensor, about
 
@@ -44,9 +44,10 @@ class Report:
 
     def __str__(self) -> str:
         kinds = Counter((row.type, row.rank, row.alpha) for row in self.layers)
+        share = self.trainable / max(self.total, 1)
         lines = [
-            f"{len(self.layers)} layers adapted, {self.trainable:,} of {self.total:,} parameters train "
-            f"({self.trainable / max(self.total, 1):.2%}); the file will take about {self.file_bytes / 1e6:.2f} MB"
+            f"{len(self.layers)} layers adapted, {self.trainable:,} parameters train beside {self.total:,} "
+            f"frozen ones ({share:.2%}); the file will take about {self.file_bytes / 1e6:.2f} MB"
         ]
         for (kind, rank, alpha), count in kinds.items():
             lines.append(f"  {count:4d} x {kind}, rank {rank}, alpha {alpha:g}")
@@ -65,18 +66,11 @@ def report_on(model: nn.Module, layers: Mapping[str, Adapter]) -> Report:
             LayerReport(
                 path,
                 cls.__name__,
-                tuple(layer.weight.shape),  # type: ignore[arg-type, union-attr]
+                tuple(layer.weight.shape),  # type: ignore[arg-type]
                 adapter.method.rank,
                 adapter.method.scaled_alpha,
                 sum(tensor.numel() for tensor in tensors),
             )
         )
-    everything = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    ours = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, AdapterSlots)
-        for parameter in module.parameters()
-    }
-    total = sum(count for key, count in everything.items() if key not in ours)
+    total = sum(parameter.numel() for _, parameter in base_parameters(model))
     return Report(tuple(rows), sum(row.parameters for row in rows), total, file_bytes)

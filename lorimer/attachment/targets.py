@@ -128,9 +128,7 @@ def _inside_attention(modules: dict[str, nn.Module]) -> list[str]:
         path + "." for path, module in modules.items() if _ATTENTION_CLASS.search(_class_name(module))
     )
     paths = [
-        path
-        for path, module in modules.items()
-        if path.startswith(owners) and isinstance(module, nn.Linear)
+        path for path, module in modules.items() if path.startswith(owners) and isinstance(module, nn.Linear)
     ]
     if not paths:
         raise TargetError("target 'attention': the model has no module whose class name ends in Attention")

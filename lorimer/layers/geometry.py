@@ -105,9 +105,7 @@ def weight_spec(layer: nn.Module, dtype: torch.dtype | None) -> WeightSpec:
     down_shape, up_shape = geometry.factor_shapes(layer)
     rows, columns = geometry.to_matrix(weight).shape
     own = torch.float32 if weight.dtype in _COARSE else weight.dtype
-    return WeightSpec(
-        tuple(weight.shape), (rows, columns), down_shape, up_shape, dtype or own, weight.device
-    )
+    return WeightSpec(tuple(weight.shape), (rows, columns), down_shape, up_shape, dtype or own, weight.device)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ were; swapping the class back leaves nothing. One host serves every method and e
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,13 @@ from torch import Tensor, nn
 from lorimer.adapters._base import Adapter
 from lorimer.layers.geometry import Base, geometry_of
 
+if TYPE_CHECKING:
+    _Layer = nn.Module  # a host is always mixed into a layer's class
+else:
+    _Layer = object
+
 SLOTS = "lorimer"  # the one attribute a host adds to its layer
-_STASH = "_lorimer_merged"  # where a merged layer keeps its slots: a plain attribute, so no trace in the model
+_STASH = "_lorimer_merged"  # where a merged layer keeps its slots: a plain attribute, in no list of torch's
 _PREFIX = "adapter_"  # so that an adapter may be called "weight" or "forward"
 
 
@@ -62,25 +67,27 @@ class AdapterSlots(nn.Module):
         return [(self[name], self.strengths[name]) for name in self.active if self.strengths[name] != 0.0]
 
 
-class Host:
+class Host(_Layer):
     """What a layer's class gains when it is adapted."""
 
     adapted_class: type[nn.Module]  # the class the layer had before
     lorimer: AdapterSlots
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # named as in torch, where callers may use the keyword
         live = self.lorimer.live()
         if not live:
-            return super().forward(x)  # type: ignore[misc]  # exactly the base layer
-        base = Base(self, geometry_of(self))  # type: ignore[arg-type]
+            return super().forward(input)  # exactly the base layer
+        geometry = geometry_of(self)
+        assert geometry is not None
+        base = Base(self, geometry)
         if all(adapter.method.additive for adapter, _ in live):
-            changes = [adapter(x, base, strength) for adapter, strength in live]
+            changes = [adapter(input, base, strength) for adapter, strength in live]
             if all(change is not None for change in changes):
-                output = super().forward(x)  # type: ignore[misc]
+                output = super().forward(input)
                 for change in changes:
                     output = output + change.to(output.dtype)
                 return output
-        return base.geometry.apply(self, x, folded_weight(self))  # type: ignore[arg-type]
+        return geometry.apply(self, input, folded_weight(self))
 
 
 def folded_weight(layer: nn.Module) -> Tensor:
@@ -114,13 +121,24 @@ def unmake_host(layer: nn.Module) -> None:
     """Give the layer its own class back and drop its slots."""
     assert isinstance(layer, Host)
     del layer._modules[SLOTS]
-    layer.__class__ = layer.adapted_class
+    layer.__class__ = layer.adapted_class  # type: ignore[assignment]
 
 
 def hosts(model: nn.Module) -> dict[str, AdapterSlots]:
     """Module path -> slots of every adapted layer, merged ones included."""
     found = {path: slots_of(module) for path, module in model.named_modules()}
     return {path: slots for path, slots in found.items() if slots is not None}
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of everything in the model that belongs to no adapter."""
+    ours = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, AdapterSlots)
+        for parameter in module.parameters()
+    }
+    return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in ours)
 
 
 def slots_of(layer: nn.Module) -> AdapterSlots | None:
@@ -130,7 +148,7 @@ def slots_of(layer: nn.Module) -> AdapterSlots | None:
 
 
 def stash_host(layer: nn.Module) -> None:
-    """Make the layer plain again but remember its slots, out of sight of `parameters()` and `state_dict()`."""
+    """Make the layer plain again but remember its slots, out of sight of parameters and state dict."""
     slots = slots_of(layer)
     unmake_host(layer)
     layer.__dict__[_STASH] = slots
@@ -143,6 +161,12 @@ def unstash_host(layer: nn.Module) -> None:
     layer.add_module(SLOTS, slots.to(layer.weight.device))  # type: ignore[arg-type]
 
 
-@cache
+_host_classes: dict[type[nn.Module], Any] = {}
+
+
 def _host_class(cls: type[nn.Module]) -> Any:
-    return type(f"Adapted{cls.__name__}", (Host, cls), {"adapted_class": cls, "__module__": __name__})
+    """The host class of `cls`, always the same one, so that equal layers stay of equal type."""
+    if cls not in _host_classes:
+        members = {"adapted_class": cls, "__module__": __name__}
+        _host_classes[cls] = type(f"Adapted{cls.__name__}", (Host, cls), members)
+    return _host_classes[cls]

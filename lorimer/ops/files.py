@@ -104,21 +104,20 @@ def attach_state(
     return install(model, planned, name)
 
 
-def _build(
-    method: Method, layer: nn.Module, state: LayerState, path: str, problems: list[str]
-) -> Adapter:
+def _build(method: Method, layer: nn.Module, state: LayerState, path: str, problems: list[str]) -> Adapter:
     """The adapter with the state's tensors; tells `problems` what does not fit."""
     dtype = next(iter(state.tensors.values())).dtype
     adapter = method.build(weight_spec(layer, None if dtype in (torch.float16, torch.bfloat16) else dtype))
     own = adapter.state_dict()
-    for name in own.keys() ^ state.tensors.keys():
-        problems.append(f"{path!r}: tensor {name!r} is {'missing' if name in own else 'not known'}")
-    for name in own.keys() & state.tensors.keys():
-        if own[name].shape != state.tensors[name].shape:
-            problems.append(
-                f"{path!r}: {name} has shape {tuple(state.tensors[name].shape)}, the layer needs "
-                f"{tuple(own[name].shape)}"
-            )
-    if not problems:
+    unfit = [
+        f"{path!r}: tensor {name!r} is {'missing' if name in own else 'not known'}"
+        for name in sorted(own.keys() ^ state.tensors.keys())
+    ] + [
+        f"{path!r}: {name} has shape {tuple(state.tensors[name].shape)}, the layer needs {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state.tensors and value.shape != state.tensors[name].shape
+    ]
+    problems.extend(unfit)
+    if not unfit:
         adapter.load_state_dict(state.tensors)
     return adapter

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Section(BaseModel):
-    """A section of a recipe: plain data, unknown keys refused, docstrings of fields shown in the reference."""
+    """A section of a recipe: plain data, unknown keys refused; field docstrings make the reference page."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -40,8 +40,8 @@ class Task(ABC):
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """The frozen base in evaluation mode on the CPU, before any adapter. A model of several components is a module
-        with `components` (tuple of child names), so that adapter paths begin with the component."""
+        """The base in evaluation mode on the CPU, before any adapter. A model of several components is a
+        module with `components` (a tuple of child names), so that adapter paths begin with one."""
 
     @abstractmethod
     def data(self, model: nn.Module) -> Dataset[Any]:
