@@ -1,0 +1,43 @@
+"""The only door to weight files: bytes from outside are hostile, and writes are whole or not at all.
+
+Layout of a safetensors file (https://huggingface.co/docs/safetensors):
+
+    8 bytes            length N of the header, little-endian
+    N bytes            JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...,
+                              "__metadata__": {"text": "text"}}
+    the rest           the tensors' bytes, one after the other, without a gap
+"""
+
+from lorimer.formats.safe_io.reading import (
+    PICKLE_SUFFIXES,
+    Header,
+    TensorInfo,
+    parse_json,
+    read_json,
+    read_safetensors,
+    read_safetensors_header,
+)
+from lorimer.formats.safe_io.writing import (
+    json_bytes,
+    safetensors_bytes,
+    write_bytes_atomic,
+    write_files_atomic,
+    write_json,
+    write_safetensors,
+)
+
+__all__ = [
+    "PICKLE_SUFFIXES",
+    "Header",
+    "TensorInfo",
+    "json_bytes",
+    "parse_json",
+    "read_json",
+    "read_safetensors",
+    "read_safetensors_header",
+    "safetensors_bytes",
+    "write_bytes_atomic",
+    "write_files_atomic",
+    "write_json",
+    "write_safetensors",
+]

@@ -1,0 +1,145 @@
+"""Writing files, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from lorimer.errors import FileFormatError, LorimerError
+from lorimer.formats.safe_io.dtypes import DTYPE_NAMES, is_finite
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all. Equal input gives equal bytes.
+
+    Raises:
+        FileFormatError: a tensor holds NaN or infinity, or a type that the format lacks.
+        LorimerError: the file cannot be written; a former file of that name is intact.
+    """
+    write_files_atomic({Path(path): safetensors_bytes(tensors, metadata)})
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """The pieces of a safetensors file, to be written one after the other; tensors are not copied.
+
+    Raises:
+        FileFormatError: as `write_safetensors`.
+    """
+    # The format asks for alignment, hence wide types first.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    pieces: list[bytes | memoryview] = []
+    place = 0
+    for name in names:
+        tensor = tensors[name].detach().cpu().contiguous()
+        if tensor.dtype not in DTYPE_NAMES:
+            raise FileFormatError(f"tensor {name!r}: safetensors cannot hold {tensor.dtype}")
+        if not is_finite(tensor):
+            raise FileFormatError(f"tensor {name!r} holds NaN or infinity and is not written")
+        end = place + tensor.nbytes
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, end],
+        }
+        pieces.append(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        place = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *pieces]
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        LorimerError: the file cannot be written; a former file of that name is intact.
+    """
+    write_bytes_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A JSON text for people and programs: indented, UTF-8, NaN refused."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        LorimerError: the file cannot be written; a former file of that name is intact.
+    """
+    write_files_atomic({Path(path): [data]})
+
+
+def write_files_atomic(files: Mapping[Path, Iterable[bytes | memoryview]]) -> None:
+    """Write files that belong together: all are written and synced beside their places first, then
+    renamed in the order given. Folders are made as needed.
+
+    Raises:
+        LorimerError: something cannot be written (disk full, no permission); former files are intact and
+            no temporary file is left.
+    """
+    staged: dict[Path, Path] = {}
+    try:
+        for path, pieces in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder")
+            staged[path] = path.parent / f".lorimer-{secrets.token_hex(8)}.tmp"
+            _stage(staged[path], pieces)
+        for path, temporary in staged.items():
+            _rename(temporary, path)
+        for folder in {path.parent for path in files}:
+            _fsync_folder(folder)
+    except OSError as error:
+        names = ", ".join(str(path) for path in files)
+        raise LorimerError(f"{names}: could not be written: {error}") from error
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _stage(temporary: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+        for piece in pieces:
+            _write(file, piece)
+        file.flush()
+        _fsync(file.fileno())
+
+
+# The steps that the operating system can fail at, one function each, for fault tests to stand in for.
+
+
+def _write(file: IO[bytes], data: bytes | memoryview) -> None:
+    file.write(data)
+
+
+def _fsync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    source.replace(target)
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _fsync(descriptor)
+    finally:
+        os.close(descriptor)
