@@ -14,6 +14,7 @@ what is tested on the small model is what loads the large one.
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,30 +23,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lorimer.errors import FileFormatError, LorimerError, MissingDependencyError, UsageError
+from lorimer.errors import LorimerError, UsageError
 from lorimer.layers.host import AdapterSlots
+from lorimer.tasks._diffusers_folder import (
+    folder_from_hub,
+    load_scheduler,
+    load_weights,
+    quiet,
+    require_parts,
+    require_picture_packages,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"
-
-# part -> (file that must be there, name of its weight file without ending, or None)
-_PARTS = {
-    "unet": ("config.json", "diffusion_pytorch_model"),
-    "text_encoder": ("config.json", "model"),
-    "vae": ("config.json", "diffusion_pytorch_model"),
-    "tokenizer": ("tokenizer_config.json", None),
-    "scheduler": ("scheduler_config.json", None),
-}
-_HUB_FILES = [
-    "model_index.json",
-    *(f"{part}/*.{ending}" for part in _PARTS for ending in ("json", "txt")),
-    *(f"{part}/{stem}{tail}" for part, (_, stem) in _PARTS.items() if stem for tail in
-      (".safetensors", "-0*.safetensors")),
-]  # fmt: skip
-# Stored by older transformers in CLIP's weights, computed by newer ones.
-_HARMLESS_KEYS = ("position_ids",)
 
 
 class DiffusionModel(nn.Module):
@@ -115,7 +107,7 @@ class DiffusionModel(nn.Module):
         return self
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them, in the U-Net and the text encoder."""
+        """Recompute activations of U-Net and text encoder in the backward pass instead of keeping them."""
         self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
         self.text_encoder.gradient_checkpointing_enable()  # type: ignore[operator]
         self.train(self.training)
@@ -133,7 +125,7 @@ class DiffusionModel(nn.Module):
     @property
     def resolution(self) -> int:
         """The side in pixels of the pictures that the model was made for."""
-        return self.unet.config.sample_size * self.pixels_per_latent  # type: ignore[union-attr, operator]
+        return int(self.unet.config.sample_size) * self.pixels_per_latent  # type: ignore[union-attr, arg-type]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (len(texts), tokens), padded and cut to the length that the text encoder takes."""
@@ -174,7 +166,7 @@ def load_diffusion(model: str, dtype: torch.dtype = torch.float32) -> DiffusionM
         FileFormatError: the folder lacks parts (all are named), or a part is broken.
         MissingDependencyError: diffusers or transformers is not installed.
     """
-    _require_pictures()
+    require_picture_packages()
     folder = EMBEDDED if model == "embedded" else Path(model).expanduser()
     if folder.is_file():
         raise UsageError(
@@ -182,18 +174,18 @@ def load_diffusion(model: str, dtype: torch.dtype = torch.float32) -> DiffusionM
             "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder) makes one"
         )
     if not folder.is_dir():
-        folder = _from_hub(model)
-    _require_parts(folder)
+        folder = folder_from_hub(model)
+    require_parts(folder)
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    with _quiet():
+    with quiet():
         return DiffusionModel(
-            unet=_load_weights(UNet2DConditionModel, folder, "unet", torch_dtype=dtype),
-            text_encoder=_load_weights(CLIPTextModel, folder, "text_encoder", dtype=dtype),
-            vae=_load_weights(AutoencoderKL, folder, "vae", torch_dtype=dtype),
+            unet=load_weights(UNet2DConditionModel, folder, "unet", torch_dtype=dtype),
+            text_encoder=load_weights(CLIPTextModel, folder, "text_encoder", dtype=dtype),
+            vae=load_weights(AutoencoderKL, folder, "vae", torch_dtype=dtype),
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            scheduler=_load_scheduler(folder),
+            scheduler=load_scheduler(folder),
             source=model,
         )
 
@@ -209,7 +201,7 @@ def sample(
     resolution: int | None = None,
     batch_size: int = 8,
 ) -> list[Image]:
-    """One picture per prompt and seed, drawn by the stock `StableDiffusionPipeline` with the model's own sampler.
+    """One picture per prompt and seed, drawn by diffusers' `StableDiffusionPipeline` with the model's sampler.
 
     Adapters act as they do on `model` at the time; wrap the call in `lorimer.strength(model, 0.5)` for
     another strength. Each picture has its own generator, so it depends on its prompt, seed and the
@@ -231,7 +223,7 @@ def sample(
     side = resolution or model.resolution
     pictures: list[Image] = []
     with ExitStack() as stack:
-        stack.enter_context(_quiet())
+        stack.enter_context(quiet())
         stack.callback(model.train, model.training)
         model.eval()
         pipeline = _pipeline(model)
@@ -248,11 +240,18 @@ def sample(
                 output_type="pt",
             ).images
             if not torch.isfinite(arrays).all():
-                raise LorimerError(
-                    "sampling gave NaN or infinity; try a lower strength, or float32 instead of half precision"
-                )
+                raise LorimerError("sampling gave NaN or infinity; try a lower strength, or float32 weights")
             pictures += pipeline.image_processor.numpy_to_pil(pipeline.image_processor.pt_to_numpy(arrays))
     return pictures
+
+
+def save_diffusion(model: DiffusionModel, folder: Path) -> None:
+    """Write `model` as a folder in the layout of diffusers' `StableDiffusionPipeline`, in safetensors, whole or
+    not at all. Adapters are not part of it: merge them first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside, _quiet():
+        _pipeline(model).save_pretrained(Path(beside) / "model")
+        (Path(beside) / "model").rename(folder)
 
 
 def _pipeline(model: DiffusionModel) -> Any:
@@ -283,110 +282,3 @@ def _alphas_cumprod(scheduler: Any) -> Tensor:
               "rescale_betas_zero_snr")  # fmt: skip
     given = {name: scheduler.config[name] for name in fields if name in known and name in scheduler.config}
     return DDPMScheduler(**given).alphas_cumprod.to(torch.float32)
-
-
-def _require_pictures() -> None:
-    try:
-        import diffusers
-        import PIL
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'picture models need the package {error.name}: pip install "lorimer[pictures]"'
-        ) from error
-
-
-def _require_parts(folder: Path) -> None:
-    """Raise `FileFormatError` that names every part that `folder` lacks."""
-    problems = []
-    for part, (config, weights) in _PARTS.items():
-        if not (folder / part / config).is_file():
-            problems.append(f"{part}/{config} is missing")
-        elif weights and not _weight_files(folder / part, weights):
-            only_pickles = any((folder / part).glob("*.bin"))
-            reason = "holds only .bin files, which can run code when loaded" if only_pickles else "is missing"
-            problems.append(f"{part}/{weights}.safetensors {reason}")
-    if problems:
-        raise FileFormatError(
-            f"{folder} is no folder of a StableDiffusionPipeline in safetensors:\n  " + "\n  ".join(problems)
-            + "\nDownload the missing parts, or write the folder anew with pipeline.save_pretrained(folder)"
-        )  # fmt: skip
-
-
-def _weight_files(folder: Path, stem: str) -> list[Path]:
-    return sorted(folder.glob(f"{stem}*.safetensors"))
-
-
-def _load_weights(cls: Any, folder: Path, part: str, **options: Any) -> Any:
-    """A part with every one of its weights, or `FileFormatError`."""
-    stem = _PARTS[part][1]
-    assert stem is not None
-    plain = any(".fp16." not in file.name for file in _weight_files(folder / part, stem))
-    try:
-        loaded, info = cls.from_pretrained(
-            folder / part,
-            use_safetensors=True,
-            variant=None if plain else "fp16",
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{folder / part}: cannot be loaded as {cls.__name__}: {error}") from error
-    problems = [f"{key} is missing" for key in info["missing_keys"]]
-    problems += [f"{key} is not known" for key in info["unexpected_keys"] if not key.endswith(_HARMLESS_KEYS)]
-    problems += [f"{key[0]} has the wrong shape" for key in info["mismatched_keys"]]
-    if problems:
-        shown = "\n  ".join(sorted(problems)[:10])
-        raise FileFormatError(
-            f"{folder / part}: {len(problems)} weights do not fit its config.json:\n  {shown}\n"
-            "The files are of different models or incomplete; download the folder anew"
-        )
-    return loaded
-
-
-def _load_scheduler(folder: Path) -> Any:
-    import diffusers
-
-    name = diffusers.DDPMScheduler.load_config(folder / "scheduler").get("_class_name", "")
-    cls = getattr(diffusers, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
-        raise FileFormatError(f"{folder / 'scheduler'}: diffusers has no scheduler called {name!r}")
-    scheduler = cls.from_pretrained(folder / "scheduler")
-    if getattr(scheduler.config, "prediction_type", None) not in ("epsilon", "v_prediction"):
-        raise FileFormatError(
-            f"{folder / 'scheduler'}: {name} is not for a model that predicts noise or velocity; "
-            "prediction_type must be epsilon or v_prediction"
-        )
-    return scheduler
-
-
-def _from_hub(name: str) -> Path:
-    """The folder of the hub model `name` on this machine, fetched where it is not there yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"model {name!r}: there is no such folder. Check the path, or use model=embedded")
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"model {name!r} is neither a folder here nor could the hub give it ({reason}). Check the name and "
-            "the connection, log in with `hf auth login` where the model asks for it, or give a folder or model=embedded"
-        ) from error
-
-
-def _quiet() -> ExitStack:
-    """Within this context diffusers and transformers log errors alone and draw no progress bars."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    stack = ExitStack()
-    for library in (diffusers_logging, transformers_logging):
-        stack.callback(library.set_verbosity, library.get_verbosity())
-        library.set_verbosity_error()
-        if library.is_progress_bar_enabled():
-            stack.callback(library.enable_progress_bar)
-            library.disable_progress_bar()
-    return stack
