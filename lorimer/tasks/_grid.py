@@ -42,7 +42,7 @@ def labelled_grid(
 
     Args:
         rows: rows of pictures; a row may be shorter than the others. Pictures smaller than about 192 pixels
-            are enlarged by a whole factor, so that their pixels stay what they are.
+            are enlarged by a whole factor.
         row_labels, column_labels: one for each row and for each column; long row labels are wrapped.
         title: a line above it all.
     """
@@ -91,7 +91,7 @@ def _enlarged(picture: Image) -> Image:
 
     factor = max(1, round(CELL / max(picture.size)))
     size = (picture.width * factor, picture.height * factor)
-    return picture.convert("RGB").resize(size, Images.Resampling.NEAREST)
+    return picture.convert("RGB").resize(size, Images.Resampling.BICUBIC)
 
 
 def _wrapped(text: str, font: FreeTypeFont | ImageFont, width: int = _LABEL_WIDTH) -> list[str]:
