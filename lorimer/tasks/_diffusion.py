@@ -246,10 +246,10 @@ def sample(
 
 
 def save_diffusion(model: DiffusionModel, folder: Path) -> None:
-    """Write `model` as a folder in the layout of diffusers' `StableDiffusionPipeline`, in safetensors, whole or
-    not at all. Adapters are not part of it: merge them first."""
+    """Write `model` as a folder in the layout of diffusers' `StableDiffusionPipeline`, in safetensors, whole
+    or not at all. Adapters are not part of it: merge them first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside, _quiet():
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside, quiet():
         _pipeline(model).save_pretrained(Path(beside) / "model")
         (Path(beside) / "model").rename(folder)
 
