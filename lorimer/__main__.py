@@ -1,0 +1,5 @@
+"""`python -m lorimer` is `lorimer`."""
+
+from lorimer.cli import main
+
+main()

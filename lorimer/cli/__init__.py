@@ -1,0 +1,67 @@
+"""The command line: one command per file, each of which asks the library and prints what it says.
+
+Nothing heavy is imported here or at the top of a command's file, so that `lorimer --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+import lorimer
+from lorimer.cli.check import check
+from lorimer.cli.convert import convert
+from lorimer.cli.demo import demo
+from lorimer.cli.doctor import doctor
+from lorimer.cli.inspect import inspect
+from lorimer.cli.merge import merge
+from lorimer.cli.sample import sample
+from lorimer.cli.train import train
+from lorimer.errors import LorimerError
+
+app = typer.Typer(
+    name="lorimer",
+    help="Low-rank adapters for frozen models, saved as other programs read them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, train, check, sample, merge, convert, inspect, doctor):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lorimer {lorimer.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="On an error, show where in the code it arose; may stand anywhere."),
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point of the `lorimer` command. Exit codes stand in `lorimer.errors`."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except (LorimerError, OSError) as error:
+        if debug:
+            traceback.print_exception(error)
+        typer.echo(f"lorimer: {error}", err=True)
+        sys.exit(error.exit_code if isinstance(error, LorimerError) else LorimerError.exit_code)

@@ -1,0 +1,82 @@
+"""From what a person names on the command line to a picture model with the adapter on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorimer.errors import UsageError
+
+if TYPE_CHECKING:
+    from lorimer.adapters._state import AdapterState
+    from lorimer.attachment.attached import AttachedAdapter
+    from lorimer.tasks._diffusion import DiffusionModel
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A picture model with an adapter attached, on the machine's fastest device.
+
+    Attributes:
+        source: the adapter's file.
+        trigger: the words that call the adapter's subject or style; empty where it has none.
+    """
+
+    model: DiffusionModel
+    adapter: AttachedAdapter
+    source: Path
+    trigger: str
+
+
+def load_adapted(source: Path, model_name: str | None) -> AdaptedModel:
+    """The base model with the adapter of a run folder or file on it.
+
+    Raises:
+        UsageError: the run has no adapter yet, or nothing says which base model is meant.
+        FileFormatError: the file is broken or does not fit the model.
+    """
+    import torch
+
+    import lorimer
+    from lorimer.ops.files import attach_state
+    from lorimer.tasks._diffusion import load_diffusion
+
+    file = adapter_file(source)
+    state = lorimer.read(file)
+    model = load_diffusion(model_name or _base_model(source, state))
+    model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    adapter = attach_state(model, state, source=str(file))
+    return AdaptedModel(model, adapter, file, state.metadata.get("trigger", ""))
+
+
+def adapter_file(source: Path) -> Path:
+    """The adapter that `source` stands for: that of a run folder, else `source` itself.
+
+    Raises:
+        UsageError: the run has none yet.
+    """
+    if not (source / "recipe.yaml").is_file():
+        return source
+    file = source / "adapter" / "adapter.safetensors"
+    if not file.is_file():
+        raise UsageError(
+            f"{source} has no adapter yet; finish training with: lorimer train --resume {source}"
+        )
+    return file
+
+
+def _base_model(source: Path, state: AdapterState) -> str:
+    """What the adapter was trained on. A run's own recipe is trusted; what a file from elsewhere names is
+    only shown, since loading it could fetch anything from the hub."""
+    named = state.metadata.get("base_model")
+    if (source / "recipe.yaml").is_file():
+        from lorimer.train.recipe import load_recipe
+
+        named = load_recipe(source / "recipe.yaml", environment={}).model
+    elif named != "embedded":
+        hint = f"; the file names {named!r}" if named else ""
+        raise UsageError(f"{source}: say which base model to load with --model{hint}")
+    if named is None:
+        raise UsageError(f"{source} is no run of a picture model: its recipe names no model")
+    return named

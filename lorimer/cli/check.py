@@ -1,0 +1,30 @@
+"""`lorimer check`: everything up to the first step of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorimer.cli._options import AsJson
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to change, e.g. train.steps=800."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what training would do; write nothing.
+
+    Reads the recipe, the data and the model, and measures memory and time in one dry step.
+    """
+    from lorimer.train import engine
+    from lorimer.train.recipe import load_recipe
+
+    preflight = engine.check(load_recipe(recipe, overrides or []))
+    typer.echo(json.dumps(preflight.as_dict(), indent=2) if as_json else "\n".join(preflight.lines()))

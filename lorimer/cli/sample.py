@@ -1,0 +1,103 @@
+"""`lorimer sample`: pictures by prompt, seed and strength, each as a file and all in one grid."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorimer.cli._options import AdapterSource, BaseModel
+from lorimer.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def sample(
+    source: AdapterSource,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What to draw; may be repeated.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text file with one prompt a line.")
+    ] = None,
+    model: BaseModel = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(metavar="NUMBER", help="May be repeated; 0 by default.")
+    ] = None,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="0 is the base model, 1 the adapter as trained; may be repeated; 1 by default.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Sampling steps.")] = 30,
+    guidance: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Classifier-free guidance; 1 is none.")
+    ] = 7.5,
+    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="What not to draw.")] = "",
+    resolution: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Side in pixels; by default the model's own.")
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the pictures.")] = Path(
+        "samples"
+    ),
+) -> None:
+    """Draw pictures with an adapter at one or more strengths.
+
+    Writes one PNG per prompt, seed and strength, and grid.png with all of them. The adapter's trigger is put
+    before prompts that lack it.
+    """
+    import lorimer
+    from lorimer.cli._pictures import load_adapted
+    from lorimer.tasks import _diffusion
+    from lorimer.tasks._grid import labelled_grid
+
+    wanted = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
+    if not wanted:
+        raise UsageError("say what to draw with --prompt or --prompts FILE")
+    seeds, strengths = seed or [0], strength or [1.0]
+    adapted = load_adapted(source, model)
+    texts = [_with_trigger(text, adapted.trigger) for text in wanted]
+    pairs = [(text, each) for text in texts for each in seeds]
+    output.mkdir(parents=True, exist_ok=True)
+    columns: list[list[Image]] = []
+    for value in strengths:
+        with lorimer.strength(adapted.model, value):
+            pictures = _diffusion.sample(
+                adapted.model,
+                [text for text, _ in pairs],
+                [each for _, each in pairs],
+                steps=steps,
+                guidance=guidance,
+                negative_prompt=negative_prompt,
+                resolution=resolution,
+            )
+        columns.append(pictures)
+        for (text, each), picture in zip(pairs, pictures, strict=True):
+            file = output / f"{_slug(text)}-seed{each}-strength{value:g}.png"
+            picture.save(file)
+            typer.echo(file)
+    labels = [text if len(seeds) == 1 else f"{text}, seed {each}" for text, each in pairs]
+    grid = labelled_grid(
+        list(zip(*columns, strict=True)), labels, [f"strength {value:g}" for value in strengths]
+    )
+    grid.save(output / "grid.png")
+    typer.echo(output / "grid.png")
+
+
+def _read_prompts(file: Path) -> list[str]:
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _with_trigger(prompt: str, trigger: str) -> str:
+    return prompt if trigger.lower() in prompt.lower() else f"{trigger} {prompt}"
+
+
+def _slug(text: str) -> str:
+    """A prompt as a file name: letters and digits of any script, at most 60 of them."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:60] or "empty"
