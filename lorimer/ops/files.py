@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.attachment.attach import install
 from lorimer.attachment.attached import AttachedAdapter
 from lorimer.attachment.targets import adaptable_view
-from lorimer.errors import FileFormatError, suggest
+from lorimer.errors import FileFormatError, UsageError, suggest
 from lorimer.layers.geometry import geometry_of, weight_spec
 
 
@@ -23,6 +24,7 @@ def save(
     path: str | Path,
     *,
     format: str = "peft",
+    component: str | None = None,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
@@ -31,6 +33,8 @@ def save(
     Args:
         format: "peft" (a folder), "diffusers" or "kohya" (one file for picture models), "lorimer" (one
             file that holds anything), or any other registered format.
+        component: what the adapted model is within a larger one, e.g. "unet" for `pipeline.unet`; files
+            for picture models need it unless the adapted model itself has components.
         dtype: precision in the file; by default that of the adapter.
         metadata: facts to carry, e.g. {"title": ..., "trigger": ..., "base_model": ...}.
 
@@ -38,6 +42,8 @@ def save(
         FileFormatError: the format cannot hold this adapter. Nothing is written.
     """
     state = adapter.state()
+    if component is not None:
+        state = _as_component(state, component)
     state.metadata.update(metadata or {})
     if dtype is not None:
         for layer in state.layers.values():
@@ -66,15 +72,27 @@ def read(path: str | Path, *, format: str | None = None) -> AdapterState:
 
 
 def load(
-    model: nn.Module, path: str | Path, *, name: str = "default", format: str | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    name: str = "default",
+    format: str | None = None,
+    component: str | None = None,
 ) -> AttachedAdapter:
     """Attach the adapter in `path` to `model`, every tensor of it or nothing.
+
+    Args:
+        component: take this part of a file for a larger model, e.g. "unet" to load a picture adapter onto
+            `pipeline.unet`.
 
     Raises:
         FileFormatError: the file is broken, or names layers that the model lacks or shapes that do not
             fit; all are listed. The model is untouched.
     """
-    return attach_state(model, read(path, format=format), name=name, source=str(path))
+    state = read(path, format=format)
+    if component is not None:
+        state = _component_of(state, component, source=str(path))
+    return attach_state(model, state, name=name, source=str(path))
 
 
 def attach_state(
@@ -83,6 +101,12 @@ def attach_state(
     """Attach an adapter from memory; see `load`."""
     method_class = registry.get("method", state.method)
     modules = adaptable_view(model)
+    absent = [component for component in state.components if component not in modules]
+    if absent:
+        raise FileFormatError(
+            f"{source} is for a model with the parts {', '.join(state.components)}, and this "
+            f"{type(model).__name__} has no {absent[0]!r}; to load one part, pass component={absent[0]!r}"
+        )
     problems: list[str] = []
     planned: dict[str, Adapter] = {}
     for path, layer_state in state.layers.items():
@@ -102,6 +126,28 @@ def attach_state(
     if not planned:
         raise FileFormatError(f"{source} holds no layers")
     return install(model, planned, name)
+
+
+def _as_component(state: AdapterState, component: str) -> AdapterState:
+    """The state of a model that is `component` of a larger one."""
+    if state.components:
+        raise UsageError(
+            f"the adapter has the parts {', '.join(state.components)} already; leave component out"
+        )
+    layers = {f"{component}.{path}": layer for path, layer in state.layers.items()}
+    return replace(state, layers=layers, components=(component,))
+
+
+def _component_of(state: AdapterState, component: str, source: str) -> AdapterState:
+    """The part of the state that belongs to `component`, as of a plain model."""
+    if component not in state.components:
+        held = ", ".join(state.components) or "no parts: it is for a plain model"
+        raise FileFormatError(f"{source} has no part {component!r}; it holds {held}")
+    prefix = component + "."
+    layers = {
+        path.removeprefix(prefix): layer for path, layer in state.layers.items() if path.startswith(prefix)
+    }
+    return replace(state, layers=layers, components=())
 
 
 def _build(method: Method, layer: nn.Module, state: LayerState, path: str, problems: list[str]) -> Adapter:

@@ -199,6 +199,22 @@ def test_a_shape_that_does_not_fit_is_named() -> None:
         attach_state(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)), state)
 
 
+def test_a_part_of_a_larger_model_is_saved_and_loaded_as_such(tmp_path) -> None:
+    unet, x = trained(), torch.randn(3, 6)
+    file = lorimer.save(
+        lorimer.attached(unet)["default"], tmp_path / "a.safetensors", format="lorimer", component="unet"
+    )
+    assert set(lorimer.read(file).layers) == {"unet.0", "unet.2"}
+    whole, part = nn.ModuleDict({"unet": network()}), network()
+    lorimer.load(whole, file)
+    lorimer.load(part, file, component="unet")
+    assert torch.equal(part(x), unet(x)) and torch.equal(whole["unet"](x), unet(x))
+    with pytest.raises(FileFormatError, match="pass component='unet'"):
+        lorimer.load(network(), file)
+    with pytest.raises(FileFormatError, match="no part 'vae'; it holds unet"):
+        lorimer.load(network(), file, component="vae")
+
+
 def test_an_unmergeable_method_is_refused(monkeypatch) -> None:
     model = trained()
     monkeypatch.setattr(LoRA, "mergeable", False)
