@@ -19,6 +19,7 @@ from lorimer.formats.safe_io.reading import (
 )
 from lorimer.formats.safe_io.writing import (
     json_bytes,
+    publish_folder,
     safetensors_bytes,
     write_bytes_atomic,
     write_files_atomic,
@@ -32,6 +33,7 @@ __all__ = [
     "TensorInfo",
     "json_bytes",
     "parse_json",
+    "publish_folder",
     "read_json",
     "read_safetensors",
     "read_safetensors_header",

@@ -111,6 +111,20 @@ def write_files_atomic(files: Mapping[Path, Iterable[bytes | memoryview]]) -> No
             temporary.unlink(missing_ok=True)
 
 
+def publish_folder(staged: Path, place: Path) -> None:
+    """Rename a folder of files that are synced already to its place, which is free, and make that last.
+
+    Raises:
+        LorimerError: it cannot be renamed; `staged` is where it was.
+    """
+    try:
+        _fsync_folder(staged)
+        _rename(staged, place)
+        _fsync_folder(place.parent)
+    except OSError as error:
+        raise LorimerError(f"{place}: could not be put in place: {error}") from error
+
+
 def _stage(temporary: Path, pieces: Iterable[bytes | memoryview]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
