@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,10 @@ class Method(ABC):
         tensors: the adapter's tensor names -> their suffix in each file dialect, e.g.
             {"A": {"peft": "lora_A.weight", "kohya": "lora_down.weight"}}.
         fast_tensors: names of tensors that LoRA+ trains at its higher rate.
+        rank_axes: tensor name -> the axis along which it has `rank` entries, so that a file's shapes tell
+            the rank and are held against what its config says.
+        peft_config: what tells PEFT this method, e.g. {"peft_type": "LORA"}; None where PEFT has no such
+            method.
     """
 
     name: ClassVar[str]
@@ -76,6 +80,8 @@ class Method(ABC):
     mergeable: ClassVar[bool] = True
     tensors: ClassVar[Mapping[str, Mapping[str, str]]]
     fast_tensors: ClassVar[frozenset[str]] = frozenset()
+    rank_axes: ClassVar[Mapping[str, int]] = {}
+    peft_config: ClassVar[Mapping[str, Any] | None] = None
 
     rank: int = 8
     alpha: float | None = None
@@ -92,6 +98,12 @@ class Method(ABC):
     def scaled_alpha(self) -> float:
         """alpha with its default filled in: alpha = rank, i.e. scale 1."""
         return float(self.rank if self.alpha is None else self.alpha)
+
+    @classmethod
+    def factors(cls, tensors: Mapping[str, Tensor], scale: float) -> tuple[Tensor, Tensor] | None:
+        """(up, down), of shapes (out, rank) and (rank, in), whose product is W' - W, from tensors by the
+        method's names; None where the update is no such product. `scale` is alpha / rank."""
+        return None
 
     def with_rank(self, rank: int, alpha: float | None) -> Method:
         """The same method at another rank and alpha."""

@@ -13,12 +13,13 @@ class LayerState:
     """One adapted layer: its tensors by the method's own names, in the layer's own geometry.
 
     For LoRA on Linear: A (rank, in), B (out, rank); on Conv2d: A (rank, in / groups, k_h, k_w),
-    B (out, rank, 1, 1).
+    B (out, rank, 1, 1). `groups` is the convolution's; most file formats hold groups = 1 alone.
     """
 
     tensors: dict[str, Tensor]
     rank: int
     alpha: float
+    groups: int = 1
 
 
 @dataclass

@@ -45,6 +45,10 @@ class LoRA(Method):
     def build(self, spec: WeightSpec) -> LoRAAdapter:
         return LoRAAdapter(self, spec)
 
+    @classmethod
+    def factors(cls, tensors: Mapping[str, Tensor], scale: float) -> tuple[Tensor, Tensor]:
+        return scale * tensors["B"].flatten(1), tensors["A"].flatten(1)
+
 
 class LoRAAdapter(Adapter):
     """A and B for one weight."""

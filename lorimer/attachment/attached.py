@@ -84,6 +84,7 @@ class AttachedAdapter:
                     {name: value.detach().cpu().clone() for name, value in adapter.state_dict().items()},
                     adapter.method.rank,
                     adapter.method.scaled_alpha,
+                    int(getattr(self.model.get_submodule(path), "groups", 1)),
                 )
                 for path, adapter in layers.items()
             },

@@ -1,0 +1,238 @@
+"""What the formats share: telling layers and methods from keys, and checks of what comes from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from lorimer import registry
+from lorimer.adapters._base import Method
+from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.errors import FileFormatError
+from lorimer.formats.safe_io import parse_json
+
+MAX_RANK = 16_384
+# Header entry of files whose own format has no place for a method's config and for facts such as the title.
+MARKER = "lorimer_adapter"
+
+
+def shown(keys: Iterable[str]) -> str:
+    """Keys for an error message, at most twenty, and the count of the rest."""
+    every = sorted(keys)
+    more = f" and {len(every) - 20} more" if len(every) > 20 else ""
+    return ", ".join(repr(key[:200]) for key in every[:20]) + more
+
+
+def sort_by_layer(
+    tensors: Mapping[str, Tensor], dialect: str, where: str, method: str | None = None
+) -> tuple[type[Method], dict[str, dict[str, Tensor]]]:
+    """Find the method that the keys speak of, and give its tensors by layer and by its own names.
+
+    Args:
+        tensors: "<layer>.<suffix>" -> tensor, with the suffixes that methods declare for `dialect`.
+        where: the file, for messages.
+        method: the method that the file names, if it does; it decides between methods with equal tensors.
+
+    Raises:
+        FileFormatError: there are no keys, a key has no suffix of any method, no single method has these
+            suffixes, or a layer lacks a tensor; the keys are listed.
+    """
+    if not tensors:
+        raise FileFormatError(f"{where}: holds no tensors")
+    dialects = {
+        name: {entry[dialect]: tensor for tensor, entry in plugin.tensors.items() if dialect in entry}
+        for name, plugin in registry.all_of("method").items()
+    }
+    suffixes = sorted({suffix for known in dialects.values() for suffix in known}, key=len, reverse=True)
+    found: dict[str, dict[str, Tensor]] = {}
+    unknown: list[str] = []
+    for key, tensor in tensors.items():
+        suffix = next((each for each in suffixes if key.endswith(f".{each}")), None)
+        if suffix is None:
+            unknown.append(key)
+        else:
+            found.setdefault(key.removesuffix(f".{suffix}"), {})[suffix] = tensor
+    if unknown:
+        raise FileFormatError(f"{where}: keys that no known method writes: {shown(unknown)}")
+    present = {suffix for layer in found.values() for suffix in layer}
+    fitting = {name: known for name, known in dialects.items() if present <= known.keys()}
+    if not fitting:
+        raise FileFormatError(f"{where}: no known method has the tensors {shown(present)} together")
+    # The plainest method that explains every key, unless the file says which.
+    chosen = method if method in fitting else min(fitting, key=lambda name: (len(fitting[name]), name))
+    missing = [f"{layer}.{suffix}" for layer, own in found.items() for suffix in fitting[chosen].keys() - own]
+    if missing:
+        raise FileFormatError(f"{where}: incomplete, it lacks {shown(missing)}")
+    layers = {
+        layer: {fitting[chosen][suffix]: tensor for suffix, tensor in own.items()}
+        for layer, own in found.items()
+    }
+    return registry.get("method", chosen), layers
+
+
+def keyed_tensors(state: AdapterState, dialect: str, format: str) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `sort_by_layer`: layer -> suffix -> tensor.
+
+    Raises:
+        FileFormatError: the method has no names in this dialect, or a layer is a grouped convolution,
+            which no dialect but lorimer's own can hold.
+    """
+    method = registry.get("method", state.method)
+    keyed: dict[str, dict[str, Tensor]] = {}
+    for path, layer in state.layers.items():
+        if layer.groups != 1:
+            raise FileFormatError(
+                f"the {format} format cannot hold {path!r}: in a convolution with groups = {layer.groups} "
+                "its programs expect a factor over all input channels. Use format 'lorimer', or merge"
+            )
+        nameless = [name for name in layer.tensors if dialect not in method.tensors.get(name, {})]
+        if nameless or not method.rank_axes:
+            raise FileFormatError(
+                f"the {format} format has no names for the tensors of method {state.method!r}. "
+                "Use format 'lorimer', which holds any adapter"
+            )
+        keyed[path] = {method.tensors[name][dialect]: tensor for name, tensor in layer.tensors.items()}
+    if not keyed:
+        raise FileFormatError("the adapter has no layers; there is nothing to write")
+    return keyed
+
+
+def rank_of(method: type[Method], tensors: Mapping[str, Tensor], where: str) -> int | None:
+    """The rank that the tensors' shapes show, or None where the method's shapes do not tell.
+
+    Raises:
+        FileFormatError: tensors disagree, or the rank is 0 or beyond `MAX_RANK`.
+    """
+    ranks = set()
+    for name, axis in method.rank_axes.items():
+        if name in tensors:
+            if tensors[name].ndim <= axis:
+                raise FileFormatError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, too few axes")
+            ranks.add(tensors[name].shape[axis])
+    if len(ranks) > 1:
+        raise FileFormatError(f"{where}: its tensors are of different ranks: {sorted(ranks)}")
+    return checked_rank(ranks.pop(), where) if ranks else None
+
+
+def checked_rank(value: Any, where: str) -> int:
+    """`value` as a rank from outside."""
+    if type(value) is not int or not 1 <= value <= MAX_RANK:
+        raise FileFormatError(
+            f"{where}: rank must be a whole number from 1 to {MAX_RANK}, not {_brief(value)}"
+        )
+    return value
+
+
+def checked_alpha(value: Any, where: str) -> float:
+    """`value` as an alpha from outside."""
+    if type(value) not in (int, float) or not abs(value) < 1e30:
+        raise FileFormatError(f"{where}: alpha must be a finite number, not {_brief(value)}")
+    return float(value)
+
+
+def alpha_tensor(alpha: float) -> Tensor:
+    """An alpha as single files carry it: a float32 number (float64 cannot be loaded onto every device)."""
+    return torch.tensor(alpha, dtype=torch.float32)
+
+
+def alpha_value(tensor: Tensor, where: str) -> float:
+    """The alpha in a tensor of one number; 0.1 stored in float32 comes back as 0.1."""
+    if tensor.numel() != 1:
+        raise FileFormatError(f"{where}: alpha must be one number, not of shape {tuple(tensor.shape)}")
+    value = tensor.item()
+    if tensor.dtype == torch.float32:
+        value = float(str(numpy.float32(value)))
+    return checked_alpha(value, where)
+
+
+def plain_number(value: float) -> int | float:
+    """16.0 as 16: what other programs' readers expect of a whole alpha."""
+    return int(value) if float(value).is_integer() else value
+
+
+def checked_config(method: type[Method], config: Any, where: str) -> dict[str, Any]:
+    """A method's further fields from outside: known names, plain values."""
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{where}: config must be a mapping, not {_brief(config)}")
+    known = {field.name for field in dataclasses.fields(method)} - {"rank", "alpha"}
+    if not config.keys() <= known:
+        raise FileFormatError(f"{where}: {method.name} has no fields {shown(config.keys() - known)}")
+    return config
+
+
+def checked_metadata(value: Any, where: str) -> dict[str, str]:
+    """Facts from outside: text by text."""
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise FileFormatError(f"{where}: metadata must map text to text")
+    return value
+
+
+def write_marker(state: AdapterState) -> dict[str, str]:
+    """The header entry that keeps method, config and facts in a format without a place for them."""
+    facts = {"method": state.method, "config": state.config, "metadata": portable(state.metadata)}
+    return {MARKER: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
+
+
+def read_marker(header: Mapping[str, str], where: str) -> tuple[str | None, dict[str, Any], dict[str, str]]:
+    """Method, config and facts from `write_marker`'s entry; nothing where another program wrote the file."""
+    if MARKER not in header:
+        return None, {}, {}
+    where = f"{where}: header entry {MARKER}"
+    facts = parse_json(header[MARKER], where)
+    if not isinstance(facts, dict) or facts.keys() != {"method", "config", "metadata"}:
+        raise FileFormatError(f"{where}: must hold method, config and metadata")
+    method = facts["method"]
+    if not isinstance(method, str) or method not in registry.names("method"):
+        raise FileFormatError(f"{where}: unknown method {_brief(method)}")
+    config = checked_config(registry.get("method", method), facts["config"], where)
+    return method, config, checked_metadata(facts["metadata"], where)
+
+
+_ABSOLUTE = re.compile(
+    r"""(?<![^\s"'=(,;\[])               # at the start, or behind a space, quote, bracket, "=" or comma
+        (?:file://)?(?:[A-Za-z]:[\\/]|\\\\|~[\\/]|/(?!/))
+        (?:[^\s"'\\/,;)\]]+[\\/])*([^\s"'\\/,;)\]]+)""",
+    re.VERBOSE,
+)
+
+
+def portable(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Facts without this machine's folders: of an absolute path, only its last part is kept."""
+    return {key: _without_folders(value) for key, value in metadata.items()}
+
+
+def _without_folders(text: str) -> str:
+    if re.match(r"(file://)?([A-Za-z]:[\\/]|\\\\|~[\\/]|/(?!/))[^\n]*$", text):  # all of it, spaces included
+        return re.split(r"[\\/]", text.rstrip("\\/"))[-1]
+    return _ABSOLUTE.sub(r"\1", text)
+
+
+def most_common(values: Iterable[Any]) -> Any:
+    """The value that occurs most often, the first of equals."""
+    every = list(values)
+    return max(every, key=every.count) if len(set(every)) > 1 else every[0]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def make_layer(
+    method: type[Method], tensors: dict[str, Tensor], where: str, *, rank: int | None, alpha: float | None
+) -> LayerState:
+    """A layer's state; a declared rank must agree with the tensors, a missing alpha is the rank."""
+    shape_rank = rank_of(method, tensors, where)
+    if rank is not None and shape_rank is not None and rank != shape_rank:
+        raise FileFormatError(f"{where}: its config says rank {rank}, its tensors are of rank {shape_rank}")
+    final = shape_rank if shape_rank is not None else rank
+    if final is None:
+        raise FileFormatError(f"{where}: nothing tells the rank of method {method.name!r}")
+    return LayerState(tensors, final, float(final) if alpha is None else alpha)

@@ -1,0 +1,136 @@
+"""lorimer's own format: one safetensors file that holds any adapter of any method exactly.
+
+"<module path>:<tensor name>"     the tensors, as the method names and shapes them
+header entry "lorimer"            JSON: version, method, config, components, metadata, and per layer
+                                  its rank, alpha and groups
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lorimer import registry
+from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.errors import FileFormatError
+from lorimer.formats._base import Format
+from lorimer.formats._common import (
+    checked_alpha,
+    checked_config,
+    checked_metadata,
+    checked_rank,
+    make_layer,
+    portable,
+    shown,
+)
+from lorimer.formats.safe_io import parse_json, read_safetensors, read_safetensors_header, write_safetensors
+
+_ENTRY = "lorimer"
+_VERSION = 1
+_FIELDS = {"version", "method", "config", "components", "metadata", "layers"}
+
+
+class LorimerFormat(Format):
+    """See the module."""
+
+    name = "lorimer"
+    description = "one file that holds any adapter of any method exactly; read by lorimer"
+
+    @staticmethod
+    def detect(path: Path) -> bool:
+        try:
+            return path.is_file() and _ENTRY in read_safetensors_header(path).metadata
+        except FileFormatError:
+            return False
+
+    @staticmethod
+    def read(path: Path) -> AdapterState:
+        tensors, header = read_safetensors(path)
+        if _ENTRY not in header:
+            raise FileFormatError(f"{path}: not in lorimer's format: its header has no entry {_ENTRY!r}")
+        facts = _facts(parse_json(header[_ENTRY], f"{path}: header entry {_ENTRY}"), path)
+        method = registry.get("method", facts["method"])
+        by_layer: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
+        unknown = []
+        for key, tensor in tensors.items():
+            layer, _, name = key.rpartition(":")
+            if layer in by_layer and name in method.tensors:
+                by_layer[layer][name] = tensor
+            else:
+                unknown.append(key)
+        if unknown:
+            raise FileFormatError(f"{path}: keys that its header does not speak of: {shown(unknown)}")
+        missing = [f"{layer}:{n}" for layer, own in by_layer.items() for n in method.tensors if n not in own]
+        if missing or not by_layer:
+            raise FileFormatError(f"{path}: incomplete, it lacks {shown(missing) or 'every layer'}")
+        layers = {
+            layer: _layer(method, own, facts["layers"][layer], f"{path}: {layer!r}")
+            for layer, own in by_layer.items()
+        }
+        config = checked_config(method, facts["config"], str(path))
+        return AdapterState(
+            facts["method"],
+            layers,
+            config,
+            tuple(facts["components"]),
+            checked_metadata(facts["metadata"], str(path)),
+        )
+
+    @staticmethod
+    def write(state: AdapterState, path: Path) -> None:
+        if not state.layers:
+            raise FileFormatError("the adapter has no layers; there is nothing to write")
+        facts = {
+            "version": _VERSION,
+            "method": state.method,
+            "config": state.config,
+            "components": state.components,
+            "metadata": portable(state.metadata),
+            "layers": {
+                layer: {"rank": own.rank, "alpha": own.alpha, "groups": own.groups}
+                for layer, own in state.layers.items()
+            },
+        }
+        tensors = {
+            f"{layer}:{name}": tensor
+            for layer, own in state.layers.items()
+            for name, tensor in own.tensors.items()
+        }
+        write_safetensors(tensors, path, {_ENTRY: json.dumps(facts, ensure_ascii=False, allow_nan=False)})
+
+
+def _facts(facts: Any, path: Path) -> dict[str, Any]:
+    """The header entry, checked in its outlines."""
+    if not isinstance(facts, dict) or type(facts.get("version")) is not int:
+        raise FileFormatError(f"{path}: header entry {_ENTRY!r} must be a mapping with a version")
+    if facts["version"] > _VERSION:
+        raise FileFormatError(
+            f"{path}: written by a newer lorimer (version {facts['version']}); update lorimer"
+        )
+    if facts.keys() != _FIELDS:
+        raise FileFormatError(f"{path}: header entry {_ENTRY!r} must hold just {shown(_FIELDS)}")
+    method, components, layers = facts["method"], facts["components"], facts["layers"]
+    if not isinstance(method, str) or method not in registry.names("method"):
+        raise FileFormatError(
+            f"{path}: its method {str(method)[:60]!r} is none that is installed: "
+            f"{', '.join(registry.names('method'))}"
+        )
+    if not isinstance(components, list) or not all(isinstance(each, str) for each in components):
+        raise FileFormatError(f"{path}: components must be a list of names")
+    if not isinstance(layers, dict):
+        raise FileFormatError(f"{path}: layers must be a mapping")
+    return facts
+
+
+def _layer(method: Any, tensors: dict[str, Tensor], entry: Any, where: str) -> LayerState:
+    if not isinstance(entry, dict) or entry.keys() != {"rank", "alpha", "groups"}:
+        raise FileFormatError(f"{where}: its entry must hold rank, alpha and groups")
+    if type(entry["groups"]) is not int or entry["groups"] < 1:
+        raise FileFormatError(f"{where}: groups must be a whole number of at least 1")
+    rank, alpha = checked_rank(entry["rank"], where), checked_alpha(entry["alpha"], where)
+    layer = make_layer(method, tensors, where, rank=rank, alpha=alpha)
+    layer.groups = entry["groups"]
+    return layer
