@@ -1,0 +1,325 @@
+"""The denoiser and the text encoder, trained together on latents.
+
+    python -m training.embedded_base.unet --work WORK --minutes 80
+
+needs the autoencoder's encoder to be final (its decoder may still be in training). Run again after an
+interruption, it goes on where it was; with a longer ``--minutes`` it goes on from a finished run. Every few
+minutes it draws ``WORK/samples.png`` with the averaged weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.embedded_base import checkpoint, concepts, data, text, vae
+from training.embedded_base.optimiser import MuonWithAdam
+
+BASE_STYLES = tuple(concepts.STYLE_WORDS)
+LATENT_SIZE = data.PIXELS // 8
+
+# Of the captions in training, how many are empty (for classifier-free guidance), how many leave out the
+# style's word, and how many have other tokens in its place. The last two teach that the rest of a caption
+# means the same without a known style: an adapter will come with a word of its own.
+EMPTY, NO_STYLE, OTHER_STYLE = 0.10, 0.07, 0.08
+
+MIN_SNR_GAMMA = 5.0
+
+
+def build() -> UNet2DConditionModel:
+    """Two levels, 8 x 8 and 4 x 4, each with residual convolutions and a transformer block."""
+    widths = (96, 128)
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=vae.LATENT_CHANNELS,
+        out_channels=vae.LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        attention_head_dim=4,  # by a slip of the library that cannot be mended any more: how many heads
+        cross_attention_dim=text.WIDTH,
+        norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        time_embedding_dim=192,
+        use_linear_projection=True,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise, rescaled so that the last step is pure noise (arXiv 2305.08891)."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,  # means nothing with this spacing, but the stock pipeline insists on it
+    )
+
+
+@dataclass
+class Examples:
+    """Everything that a step needs, made once. ``n`` pictures: every concept in every base style.
+
+    ``mean``, ``deviation``: the autoencoder's posterior, in units of the latents' own mean and standard
+    deviation per channel (n, 16, 8, 8). ``captions``, ``plain_captions``: token ids (n, CONTEXT), with the
+    style's word and without. ``empty``: (CONTEXT,).
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    captions: Tensor
+    plain_captions: Tensor
+    empty: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of each latent channel over the base pictures, (16,) each."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def prepare(work: Path, tokenizer: CLIPTokenizer) -> Examples:
+    pictures, chosen = data.load(work), concepts.load()
+    rows = concepts.rows(pictures, chosen)
+    pixels = torch.cat([pictures.style(style)[rows] for style in BASE_STYLES])
+    scale = latent_scale(work, pictures)
+    posterior = encode(work, pixels)
+    captions = [text.caption(style, concept) for style in BASE_STYLES for concept in chosen]
+    plain = [concept.caption for _ in BASE_STYLES for concept in chosen]
+    return Examples(
+        mean=(posterior.mean - scale.mean.view(1, -1, 1, 1)) / scale.deviation.view(1, -1, 1, 1),
+        deviation=posterior.std / scale.deviation.view(1, -1, 1, 1),
+        captions=text.tokens(tokenizer, captions),
+        plain_captions=text.tokens(tokenizer, plain),
+        empty=text.tokens(tokenizer, [""])[0],
+    )
+
+
+@torch.no_grad()
+def encode(work: Path, pixels: Tensor):  # type: ignore[no-untyped-def]  # diffusers' own distribution
+    """The posterior of uint8 pictures under the averaged encoder."""
+    model = vae.build()
+    model.load_state_dict(vae.averaged_weights(work / "vae.safetensors"))
+    return model.encode(vae.normalise(pixels)).latent_dist
+
+
+def latent_scale(work: Path, pictures: data.Pictures) -> Scale:
+    """Measured once, on all concepts in the base styles, so that a new list of concepts changes nothing."""
+    place = work / "latent-scale.safetensors"
+    if not place.exists():
+        pixels = torch.cat([pictures.style(style)[::4] for style in BASE_STYLES])
+        mean = encode(work, pixels).mean
+        found = {"mean": mean.mean(dim=(0, 2, 3)), "deviation": mean.std(dim=(0, 2, 3))}
+        checkpoint.save(place, found, {"pictures": len(pixels)})
+    tensors, _ = checkpoint.load(place)
+    return Scale(**tensors)
+
+
+def tokenizer_of(work: Path) -> CLIPTokenizer:
+    """Learned once from all names, in the list of concepts or not."""
+    place = work / "tokenizer"
+    if not place.exists():
+        captions = [concept.caption for concept in concepts.load()]
+        text.train_tokenizer([*data.load(work).names, *captions * 3]).save_pretrained(place)
+    return CLIPTokenizer.from_pretrained(place)
+
+
+class Denoiser(nn.Module):
+    """The two networks that are trained, as one module with one state dict."""
+
+    def __init__(self, unet: UNet2DConditionModel, encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.encoder = encoder
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
+        states = self.encoder(token_ids).last_hidden_state
+        return self.unet(noisy, timesteps, states).sample
+
+
+def train(work: Path, minutes: float, batch: int, peak: float, decay: float) -> None:
+    """Train for so many minutes, the time before an interruption included."""
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of(work)
+    examples = prepare(work, tokenizer)
+    model = Denoiser(build(), text.build_encoder(tokenizer))
+    optimiser = MuonWithAdam(model.named_parameters(), embeddings=("embedding", "conv_in", "conv_out"))
+    average = checkpoint.Average(model, decay)
+    place = work / "unet.safetensors"
+    seconds, passes = resume(place, model, optimiser, average)
+    print(f"{len(examples)} pictures, {sum(p.numel() for p in model.parameters())} parameters", flush=True)
+
+    signal = build_scheduler().alphas_cumprod
+    saved = reported = time.monotonic()
+    losses: list[float] = []
+    order = torch.empty(0, dtype=torch.long)
+    while seconds < minutes * 60:
+        started = time.monotonic()
+        while len(order) < batch:
+            order = torch.cat([order, torch.randperm(len(examples))])
+        chosen, order = order[:batch], order[batch:]
+        loss = loss_on(model, examples, chosen, signal)
+        loss.backward()
+        optimiser.step(checkpoint.learning_rate(peak, seconds / (minutes * 60), flat=0.2))
+        average.update(model, optimiser.step_count)
+        losses.append(loss.item())
+        passes += batch / len(examples)
+        seconds += time.monotonic() - started
+        if time.monotonic() - reported > 60:
+            reported = time.monotonic()
+            mean = sum(losses) / len(losses)
+            print(f"step {optimiser.step_count} {seconds:.0f} s {passes:.1f} passes loss {mean:.4f}", flush=True)
+            losses = []
+        if time.monotonic() - saved > 240:
+            saved = time.monotonic()
+            save(place, model, optimiser, average, seconds, passes)
+            draw_samples(work, average, tokenizer)
+    save(place, model, optimiser, average, seconds, passes)
+    draw_samples(work, average, tokenizer)
+
+
+def loss_on(model: Denoiser, examples: Examples, chosen: Tensor, signal: Tensor) -> Tensor:
+    """Weighted squared error of the velocity, v = sqrt(a) noise - sqrt(1 - a) clean."""
+    mean, deviation = examples.mean[chosen], examples.deviation[chosen]
+    clean = mean + deviation * torch.randn_like(mean)
+    noise = torch.randn_like(clean)
+    timesteps = spread_timesteps(len(chosen), len(signal))
+    alpha = signal[timesteps].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    predicted = model(noisy, timesteps, captions_for(examples, chosen))
+    error = (predicted - velocity).square().mean(dim=(1, 2, 3))
+    return (error * min_snr_weight(signal[timesteps])).mean()
+
+
+def spread_timesteps(count: int, total: int) -> Tensor:
+    """One from each of ``count`` equal stretches, in random order: far less noise in the loss."""
+    return ((torch.randperm(count) + torch.rand(count)) * total / count).long().clamp(max=total - 1)
+
+
+def min_snr_weight(alpha: Tensor) -> Tensor:
+    """Min-SNR (arXiv 2303.09556) for velocities, with one added on both sides so that pure noise counts."""
+    ratio = alpha / (1 - alpha)
+    return (ratio + 1).clamp(max=MIN_SNR_GAMMA + 1) / (ratio + 1)
+
+
+def captions_for(examples: Examples, chosen: Tensor) -> Tensor:
+    """Token ids (batch, CONTEXT); some captions empty, without style, or with another style's word."""
+    full, plain = examples.captions[chosen], examples.plain_captions[chosen]
+    # The plain caption, moved right by one or two places behind random tokens.
+    other = plain
+    for _ in range(int(torch.randint(1, 3, ()))):
+        other = torch.cat([other[:, :1], torch.randint(0, 1022, (len(chosen), 1)), other[:, 1:-1]], dim=1)
+    ids = full.clone()
+    kind = torch.rand(len(chosen))
+    ids[kind < EMPTY + NO_STYLE + OTHER_STYLE] = other[kind < EMPTY + NO_STYLE + OTHER_STYLE]
+    ids[kind < EMPTY + NO_STYLE] = plain[kind < EMPTY + NO_STYLE]
+    ids[kind < EMPTY] = examples.empty
+    return ids
+
+
+def draw_samples(work: Path, average: checkpoint.Average, tokenizer: CLIPTokenizer) -> None:
+    """Every n-th concept in both styles with the averaged weights, as ``samples.png``."""
+    model = Denoiser(build(), text.build_encoder(tokenizer)).eval()
+    model.load_state_dict(average.tensors)
+    known = concepts.load()
+    shown = known[:: max(1, len(known) // 32)][:32]
+    captions = [text.caption(style, concept) for style in BASE_STYLES for concept in shown]
+    latents = sample_latents(model, text.tokens(tokenizer, captions), text.tokens(tokenizer, [""]), steps=20)
+    scale = latent_scale(work, data.load(work))
+    latents = latents * scale.deviation.view(1, -1, 1, 1) + scale.mean.view(1, -1, 1, 1)
+    decoder = vae.build()
+    decoder.load_state_dict(vae.averaged_weights(best_autoencoder(work)))
+    with torch.no_grad():
+        data.grid(decoder.decode(latents).sample / 2 + 0.5, 16).save(work / "samples.png")
+
+
+def best_autoencoder(work: Path) -> Path:
+    """The one whose decoder was trained further, if there is one; the encoder is the same."""
+    further = work / "vae-decoder.safetensors"
+    return further if further.exists() else work / "vae.safetensors"
+
+
+@torch.no_grad()
+def sample_latents(
+    model: Denoiser, captions: Tensor, empty: Tensor, steps: int, guidance: float = 3.0, seed: int = 0
+) -> Tensor:
+    """What the stock pipeline does, on latents of unit scale."""
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    shape = (len(captions), vae.LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    both = torch.cat([captions, empty.expand(len(captions), -1)])
+    for timestep in scheduler.timesteps:
+        guided, free = model(latents.repeat(2, 1, 1, 1), timestep.expand(len(both)), both).chunk(2)
+        latents = scheduler.step(free + guidance * (guided - free), timestep, latents).prev_sample
+    return latents
+
+
+def save(
+    place: Path,
+    model: nn.Module,
+    optimiser: MuonWithAdam,
+    average: checkpoint.Average,
+    seconds: float,
+    passes: float,
+) -> None:
+    tensors = {
+        **checkpoint.with_prefix("model", model.state_dict()),
+        **checkpoint.with_prefix("average", average.tensors),
+        **checkpoint.with_prefix("optimiser", optimiser.state),
+        "random_state": torch.get_rng_state(),
+    }
+    checkpoint.save(place, tensors, {"steps": optimiser.step_count, "seconds": seconds, "passes": passes})
+
+
+def resume(
+    place: Path, model: nn.Module, optimiser: MuonWithAdam, average: checkpoint.Average
+) -> tuple[float, float]:
+    """Seconds and passes so far; zero where there is nothing to go on from."""
+    if not place.exists():
+        return 0.0, 0.0
+    tensors, facts = checkpoint.load(place)
+    model.load_state_dict(checkpoint.under_prefix("model", tensors))
+    for name, tensor in checkpoint.under_prefix("average", tensors).items():
+        average.tensors[name].copy_(tensor)
+    for name, tensor in checkpoint.under_prefix("optimiser", tensors).items():
+        optimiser.state[name].copy_(tensor)
+    torch.set_rng_state(tensors["random_state"])
+    optimiser.step_count = int(facts["steps"])
+    return float(facts["seconds"]), float(facts["passes"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the denoiser and the text encoder.")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--average-decay", type=float, default=0.999)
+    chosen = parser.parse_args()
+    train(chosen.work, chosen.minutes, chosen.batch, chosen.learning_rate, chosen.average_decay)
+
+
+if __name__ == "__main__":
+    main()
