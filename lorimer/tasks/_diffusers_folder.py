@@ -124,8 +124,8 @@ def folder_from_hub(name: str) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"model {name!r} is no folder here, and the hub did not give it ({reason}). Check the name and the "
-            "connection, log in with `hf auth login` where the model asks for it, or use model=embedded"
+            f"model {name!r} is no folder here, and the hub did not give it ({reason}). Check the name and "
+            "the connection, log in with `hf auth login` where the model asks for it, or use model=embedded"
         ) from error
 
 

@@ -201,7 +201,7 @@ def sample(
     resolution: int | None = None,
     batch_size: int = 8,
 ) -> list[Image]:
-    """One picture per prompt and seed, drawn by diffusers' `StableDiffusionPipeline` with the model's sampler.
+    """One picture per prompt and seed, by diffusers' `StableDiffusionPipeline` with the model's own sampler.
 
     Adapters act as they do on `model` at the time; wrap the call in `lorimer.strength(model, 0.5)` for
     another strength. Each picture has its own generator, so it depends on its prompt, seed and the

@@ -1,0 +1,267 @@
+"""Text to image: a latent diffusion model learns a style or a subject from captioned pictures.
+
+Pictures go through the VAE and captions through the text encoder once, before the first step; what
+comes out is kept on disk. Steps then run the U-Net alone, unless the text encoder is adapted too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+
+import lorimer
+from lorimer.errors import DataError, RecipeError
+from lorimer.tasks._base import Task
+from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
+from lorimer.tasks._diffusion_loss import add_noise, min_snr_weights, target, weighted_loss
+from lorimer.tasks._encoding_cache import EncodingCache, default_cache_folder
+from lorimer.tasks._grid import labelled_grid
+from lorimer.tasks._picture_data import Picture, left_out, read_pictures, with_trigger
+from lorimer.tasks._picture_encoding import Example, PictureEncoder
+from lorimer.tasks._picture_sections import DiffusionObjective, PictureData, PicturePreview
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lorimer.train.recipe import Recipe
+
+_VALIDATION_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)  # as fractions of the schedule
+_DEFAULT_PROMPTS = 4  # how many captions stand in for preview prompts that were not given
+
+
+class TextToImage(Task):
+    """Adapts the U-Net, and the text encoder where asked, of a Stable Diffusion model."""
+
+    name = "text-to-image"
+    description = "A picture model learns a style or a subject from captioned pictures"
+    Data = PictureData
+    Objective = DiffusionObjective
+    Preview = PicturePreview
+    default_components = ("unet",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self._adapts_text = "text_encoder" in (recipe.adapter.components or self.default_components)
+        self._captions: list[str] = []
+        self._validation: list[Example] = []
+        self._notes: list[str] = []
+        self._base_pictures: list[Image] | None = None
+
+    def model(self) -> DiffusionModel:
+        model = load_diffusion(self.recipe.model or "embedded")
+        self._alphas_cumprod = model.alphas_cumprod
+        self._prediction_type = model.prediction_type
+        self._resolution = self._checked_resolution(model)
+        return model
+
+    def data(self, model: nn.Module) -> Dataset[Any]:
+        assert isinstance(model, DiffusionModel)
+        training, held_out = self._read()
+        self._captions = [picture.caption for picture in training]
+        cache = self.recipe.data.cache or default_cache_folder()
+        latents = EncodingCache(cache, model.vae, ("mean", "std"))
+        texts = EncodingCache(cache, model.text_encoder, ("embedding",))
+        encode = PictureEncoder(model, latents, None if self._adapts_text else texts)
+        examples = encode(training)
+        if self.recipe.data.flip:
+            examples += encode(training, mirrored=True)
+        self._validation = encode(held_out)
+        self._empty = encode.texts([""])[0]
+        self._notes.append(
+            f"encoded {latents.misses} pictures and {texts.misses} captions anew, found {latents.hits} and "
+            f"{texts.hits} in the cache"
+        )
+        cut = encode.cut_captions(self._captions)
+        if cut:
+            limit = model.tokenizer.model_max_length
+            self._notes.append(
+                f"{cut} captions are longer than {limit} tokens; the text encoder sees their start"
+            )
+        return _Examples(examples)
+
+    def collate(self, examples: Sequence[Any]) -> Any:
+        return default_collate(list(examples))
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        objective = self.recipe.objective
+        count = len(batch["mean"])
+        latents = batch["mean"] + batch["std"] * torch.randn(batch["mean"].shape).to(batch["mean"])
+        noise = torch.randn(latents.shape)
+        if objective.noise_offset:
+            # "Diffusion with Offset Noise", N. Guttenberg 2023, crosslabs.org
+            noise = noise + objective.noise_offset * torch.randn(*latents.shape[:2], 1, 1)
+        # One draw spread evenly over the batch: uniform for each example, less variance for their mean
+        # (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+        timesteps = ((torch.rand(()) + torch.arange(count) / count) % 1 * len(self._alphas_cumprod)).long()
+        dropped = torch.rand(count) < objective.caption_dropout
+        text = {key: _replaced(batch[key], empty, dropped) for key, empty in self._empty.items()}
+        return self._loss(model, latents, noise, timesteps, text, objective.min_snr_gamma)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Mean loss over held-out pictures at five fixed timesteps with fixed noise, unweighted."""
+        if not self._validation:
+            return {}
+        was_training = model.training
+        model.eval()
+        generator = torch.Generator().manual_seed(0)
+        total = torch.zeros(())
+        for example in self._validation:
+            count = len(_VALIDATION_TIMESTEPS)
+            latents = example["mean"].expand(count, *example["mean"].shape)
+            timesteps = torch.tensor(_VALIDATION_TIMESTEPS).mul(len(self._alphas_cumprod)).long()
+            noise = torch.randn(latents.shape, generator=generator)
+            text = {key: example[key].expand(count, *example[key].shape) for key in self._empty}
+            total += self._loss(model, latents, noise, timesteps, text, None).cpu()
+        model.train(was_training)
+        return {"loss": total.item() / len(self._validation)}
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
+        """One grid of prompts by strengths; at strength 0 stands the base model."""
+        assert isinstance(model, DiffusionModel)
+        wanted = self.recipe.preview
+        prompts = self._captions[:_DEFAULT_PROMPTS] if wanted.prompts is None else wanted.prompts
+        prompts = [with_trigger(prompt, self.recipe.data.trigger) for prompt in prompts]
+        rows = [(prompt, seed) for prompt in prompts for seed in wanted.seeds]
+        if not rows or not wanted.strengths:
+            return []
+        columns = [self._drawn(model, rows, strength) for strength in wanted.strengths]
+        labels = [prompt if len(wanted.seeds) == 1 else f"{prompt}, seed {seed}" for prompt, seed in rows]
+        heads = [f"strength {strength:g}" if strength else "base" for strength in wanted.strengths]
+        path = folder / f"step-{step:06d}.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        title = f"{self.recipe.name}, after {step} steps"
+        labelled_grid(list(zip(*columns, strict=True)), labels, heads, title).save(path)
+        return [path]
+
+    def describe(self, model: nn.Module, data: Dataset[Any]) -> list[str]:
+        return self._notes
+
+    def metadata(self) -> dict[str, str]:
+        model = self.recipe.model or "embedded"
+        words = Counter(
+            word.strip() for caption in self._captions for word in caption.split(",") if word.strip()
+        )
+        return {
+            "base_model": Path(model).name if Path(model).is_dir() else model,
+            "trigger": self.recipe.data.trigger or "",
+            "resolution": str(self._resolution),
+            "prediction_type": self._prediction_type,
+            "num_train_images": str(len(self._captions)),
+            "tag_frequency": json.dumps(dict(words.most_common()), ensure_ascii=False),
+        }
+
+    def _checked_resolution(self, model: DiffusionModel) -> int:
+        resolution = self.recipe.data.resolution or model.resolution
+        unit = model.pixels_per_latent * 2 ** (len(model.unet.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
+        if resolution % unit:
+            lower = max(resolution // unit * unit, unit)
+            raise RecipeError(
+                f"data.resolution: must be a multiple of {unit} for this model, such as {lower} or "
+                f"{lower + unit}, not {resolution}"
+            )
+        return resolution
+
+    def _read(self) -> tuple[list[Picture], list[Picture]]:
+        """(training pictures, held-out pictures) with the trigger in their captions."""
+        data = self.recipe.data
+        held_out: list[Picture] = []
+        if data.validation.path and data.validation.fraction:
+            raise RecipeError("data.validation: give a path or a fraction, not both")
+        training = self._read_folder(data.path)
+        if data.validation.path:
+            held_out = self._read_folder(data.validation.path)
+        elif data.validation.fraction:
+            by_hash = sorted(training, key=lambda picture: hashlib.sha256(picture.name.encode()).digest())
+            count = max(1, round(data.validation.fraction * len(training)))
+            held_out, training = by_hash[:count], sorted(by_hash[count:], key=lambda picture: picture.name)
+            if not training:
+                raise DataError(
+                    f"data.validation.fraction: holds out all {count} pictures; none is left to learn from"
+                )
+        if held_out:
+            self._notes.append(f"{len(held_out)} pictures held out for validation")
+        return training, held_out
+
+    def _read_folder(self, folder: Path) -> list[Picture]:
+        data = self.recipe.data
+        pictures = read_pictures(
+            folder, self._resolution, caption_suffix=data.caption_suffix,
+            default_caption=data.default_caption, trigger=data.trigger,
+        )  # fmt: skip
+        self._notes.append(f"{len(pictures)} pictures in {folder}, cropped to {self._resolution} px")
+        if enlarged := sum(picture.enlarged for picture in pictures):
+            self._notes.append(f"{enlarged} of them are smaller and were enlarged")
+        if ignored := left_out(folder):
+            self._notes.append(f"{ignored} pictures there are not named in the metadata file and left out")
+        return pictures
+
+    def _loss(
+        self,
+        model: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        text: Example,
+        gamma: float | None,
+    ) -> Tensor:
+        device = next(model.parameters()).device
+        latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
+        schedule = self._alphas_cumprod.to(device)
+        text = {_ARGUMENTS[key]: value.to(device) for key, value in text.items()}
+        prediction = model(add_noise(latents, noise, schedule, timesteps), timesteps, **text)
+        wanted = target(latents, noise, schedule, timesteps, self._prediction_type)
+        weights = (
+            None if gamma is None else min_snr_weights(schedule, timesteps, gamma, self._prediction_type)
+        )
+        return weighted_loss(prediction, wanted, weights)
+
+    def _drawn(self, model: DiffusionModel, rows: list[tuple[str, int]], strength: float) -> list[Image]:
+        """One column of the preview. The base model's pictures never change, so they are drawn once."""
+        if strength == 0.0 and self._base_pictures is not None:
+            return self._base_pictures
+        wanted = self.recipe.preview
+        with lorimer.strength(model, strength):
+            pictures = sample(
+                model,
+                [prompt for prompt, _ in rows],
+                [seed for _, seed in rows],
+                steps=wanted.steps,
+                guidance=wanted.guidance,
+                negative_prompt=wanted.negative_prompt,
+                resolution=self._resolution,
+            )
+        if strength == 0.0:
+            self._base_pictures = pictures
+        return pictures
+
+
+# Entries of an example that are its text -> the argument of DiffusionModel.forward.
+_ARGUMENTS = {"embedding": "embeddings", "input_ids": "input_ids"}
+
+
+class _Examples(Dataset[Example]):
+    """Encoded pictures in memory."""
+
+    def __init__(self, examples: list[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+def _replaced(values: Tensor, other: Tensor, where: Tensor) -> Tensor:
+    """`values` (batch, ...) with `other` (...) in the rows that `where` (batch,) marks."""
+    mask = where.to(values.device).view(-1, *[1] * (values.dim() - 1))
+    return torch.where(mask, other.to(values.device), values)
