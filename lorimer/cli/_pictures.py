@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorimer.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from lorimer.adapters._state import AdapterState
     from lorimer.attachment.attached import AttachedAdapter
     from lorimer.tasks._diffusion import DiffusionModel
@@ -48,6 +51,25 @@ def load_adapted(source: Path, model_name: str | None) -> AdaptedModel:
     model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     adapter = attach_state(model, state, source=str(file))
     return AdaptedModel(model, adapter, file, state.metadata.get("trigger", ""))
+
+
+def draw(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    strengths: Sequence[float],
+    **settings: Any,
+) -> list[list[Image]]:
+    """One row for each prompt and its seed, one picture in it for each strength. `settings` go to
+    `lorimer.tasks._diffusion.sample`."""
+    import lorimer
+    from lorimer.tasks._diffusion import sample
+
+    columns = []
+    for strength in strengths:
+        with lorimer.strength(model, strength):
+            columns.append(sample(model, prompts, seeds, **settings))
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def adapter_file(source: Path) -> Path:

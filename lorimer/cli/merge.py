@@ -19,7 +19,8 @@ def merge(
 ) -> None:
     """Fold an adapter into its base model.
 
-    Writes a diffusers folder in safetensors. Any program that loads Stable Diffusion from a folder loads it, with no adapter to apply.
+    Writes a diffusers folder in safetensors. Any program that loads Stable Diffusion from a folder loads it,
+    with no adapter to apply.
     """
     import lorimer
     from lorimer.cli._pictures import load_adapted

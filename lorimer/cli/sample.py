@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lorimer.cli._options import AdapterSource, BaseModel
 from lorimer.errors import UsageError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def sample(
@@ -51,51 +48,41 @@ def sample(
     Writes one PNG per prompt, seed and strength, and grid.png with all of them. The adapter's trigger is put
     before prompts that lack it.
     """
-    import lorimer
-    from lorimer.cli._pictures import load_adapted
-    from lorimer.tasks import _diffusion
+    from lorimer.cli._pictures import draw, load_adapted
     from lorimer.tasks._grid import labelled_grid
+    from lorimer.tasks._picture_data import with_trigger
 
     wanted = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
     if not wanted:
         raise UsageError("say what to draw with --prompt or --prompts FILE")
     seeds, strengths = seed or [0], strength or [1.0]
     adapted = load_adapted(source, model)
-    texts = [_with_trigger(text, adapted.trigger) for text in wanted]
-    pairs = [(text, each) for text in texts for each in seeds]
+    pairs = [(with_trigger(text, adapted.trigger), each) for text in wanted for each in seeds]
+    rows = draw(
+        adapted.model,
+        [text for text, _ in pairs],
+        [each for _, each in pairs],
+        strengths,
+        steps=steps,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        resolution=resolution,
+    )
     output.mkdir(parents=True, exist_ok=True)
-    columns: list[list[Image]] = []
-    for value in strengths:
-        with lorimer.strength(adapted.model, value):
-            pictures = _diffusion.sample(
-                adapted.model,
-                [text for text, _ in pairs],
-                [each for _, each in pairs],
-                steps=steps,
-                guidance=guidance,
-                negative_prompt=negative_prompt,
-                resolution=resolution,
-            )
-        columns.append(pictures)
-        for (text, each), picture in zip(pairs, pictures, strict=True):
+    for (text, each), row in zip(pairs, rows, strict=True):
+        for value, picture in zip(strengths, row, strict=True):
             file = output / f"{_slug(text)}-seed{each}-strength{value:g}.png"
             picture.save(file)
             typer.echo(file)
     labels = [text if len(seeds) == 1 else f"{text}, seed {each}" for text, each in pairs]
-    grid = labelled_grid(
-        list(zip(*columns, strict=True)), labels, [f"strength {value:g}" for value in strengths]
-    )
-    grid.save(output / "grid.png")
-    typer.echo(output / "grid.png")
+    grid = output / "grid.png"
+    labelled_grid(rows, labels, [f"strength {value:g}" for value in strengths]).save(grid)
+    typer.echo(grid)
 
 
 def _read_prompts(file: Path) -> list[str]:
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def _with_trigger(prompt: str, trigger: str) -> str:
-    return prompt if trigger.lower() in prompt.lower() else f"{trigger} {prompt}"
 
 
 def _slug(text: str) -> str:
