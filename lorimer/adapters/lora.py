@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class LoRA(Method):
         "B": {"peft": "lora_B.weight", "kohya": "lora_up.weight"},
     }
     fast_tensors: ClassVar[frozenset[str]] = frozenset({"B"})
+    rank_axes: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
+    peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "LORA"}
 
     def build(self, spec: WeightSpec) -> LoRAAdapter:
         return LoRAAdapter(self, spec)

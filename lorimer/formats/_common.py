@@ -157,6 +157,21 @@ def plain_number(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
+def checked_method(value: Any, where: str) -> str:
+    """The name of an installed method, from outside."""
+    if not isinstance(value, str) or value not in registry.names("method"):
+        known = ", ".join(registry.names("method"))
+        raise FileFormatError(f"{where}: its method {_brief(value)} is none that is installed: {known}")
+    return value
+
+
+def checked_components(value: Any, where: str) -> tuple[str, ...]:
+    """Names of a model's components, from outside."""
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise FileFormatError(f"{where}: components must be a list of names")
+    return tuple(value)
+
+
 def checked_config(method: type[Method], config: Any, where: str) -> dict[str, Any]:
     """A method's further fields from outside: known names, plain values."""
     if not isinstance(config, dict):
@@ -176,23 +191,41 @@ def checked_metadata(value: Any, where: str) -> dict[str, str]:
 
 def write_marker(state: AdapterState) -> dict[str, str]:
     """The header entry that keeps method, config and facts in a format without a place for them."""
-    facts = {"method": state.method, "config": state.config, "metadata": portable(state.metadata)}
+    facts = {
+        "method": state.method,
+        "config": state.config,
+        "components": state.components,
+        "metadata": portable(state.metadata),
+    }
     return {MARKER: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
 
 
-def read_marker(header: Mapping[str, str], where: str) -> tuple[str | None, dict[str, Any], dict[str, str]]:
-    """Method, config and facts from `write_marker`'s entry; nothing where another program wrote the file."""
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """What `write_marker` kept; empty for a file of another program."""
+
+    method: str | None = None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    components: tuple[str, ...] = ()
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_marker(header: Mapping[str, str], where: str) -> Marker:
+    """The inverse of `write_marker`, from a file's header entries.
+
+    Raises:
+        FileFormatError: the entry is there but malformed.
+    """
     if MARKER not in header:
-        return None, {}, {}
+        return Marker()
     where = f"{where}: header entry {MARKER}"
     facts = parse_json(header[MARKER], where)
-    if not isinstance(facts, dict) or facts.keys() != {"method", "config", "metadata"}:
-        raise FileFormatError(f"{where}: must hold method, config and metadata")
-    method = facts["method"]
-    if not isinstance(method, str) or method not in registry.names("method"):
-        raise FileFormatError(f"{where}: unknown method {_brief(method)}")
+    if not isinstance(facts, dict) or facts.keys() != {"method", "config", "components", "metadata"}:
+        raise FileFormatError(f"{where}: must hold method, config, components and metadata")
+    method = checked_method(facts["method"], where)
     config = checked_config(registry.get("method", method), facts["config"], where)
-    return method, config, checked_metadata(facts["metadata"], where)
+    components = checked_components(facts["components"], where)
+    return Marker(method, config, components, checked_metadata(facts["metadata"], where))
 
 
 _ABSOLUTE = re.compile(

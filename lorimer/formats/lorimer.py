@@ -19,8 +19,10 @@ from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
 from lorimer.formats._common import (
     checked_alpha,
+    checked_components,
     checked_config,
     checked_metadata,
+    checked_method,
     checked_rank,
     make_layer,
     portable,
@@ -112,15 +114,9 @@ def _facts(facts: Any, path: Path) -> dict[str, Any]:
         )
     if facts.keys() != _FIELDS:
         raise FileFormatError(f"{path}: header entry {_ENTRY!r} must hold just {shown(_FIELDS)}")
-    method, components, layers = facts["method"], facts["components"], facts["layers"]
-    if not isinstance(method, str) or method not in registry.names("method"):
-        raise FileFormatError(
-            f"{path}: its method {str(method)[:60]!r} is none that is installed: "
-            f"{', '.join(registry.names('method'))}"
-        )
-    if not isinstance(components, list) or not all(isinstance(each, str) for each in components):
-        raise FileFormatError(f"{path}: components must be a list of names")
-    if not isinstance(layers, dict):
+    checked_method(facts["method"], str(path))
+    checked_components(facts["components"], str(path))
+    if not isinstance(facts["layers"], dict):
         raise FileFormatError(f"{path}: layers must be a mapping")
     return facts
 

@@ -1,0 +1,59 @@
+"""Components of picture models, and the one place where file names differ from module paths.
+
+transformers 5 took the level `text_model.` out of `CLIPTextModel`; the files of the field keep it:
+
+    module path   text_encoder.encoder.layers.0.self_attn.q_proj
+    in files      text_encoder.text_model.encoder.layers.0.self_attn.q_proj
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.errors import FileFormatError
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
+TEXT_MODEL = "text_model."
+
+
+def file_prefix(component: str) -> str:
+    """What files put before a component's module paths."""
+    return TEXT_MODEL if component == "text_encoder" else ""
+
+
+def from_file_path(component: str, path: str) -> str:
+    """The module path, component first, of a layer called `path` in a component's file."""
+    return f"{component}.{path.removeprefix(file_prefix(component))}" if component else path
+
+
+def split_components(state: AdapterState, format: str) -> dict[str, dict[str, LayerState]]:
+    """Component -> path within it -> layer, for those that have any.
+
+    Raises:
+        FileFormatError: the adapter is one of a plain model, or a path could not be told from another when
+            it is read.
+    """
+    if not state.components:
+        raise FileFormatError(
+            f"the {format} format is for picture models, whose layers begin with a component ('unet.'). For "
+            "a part of one, save with component=\"unet\"; for other models use format 'peft' or 'lorimer'"
+        )
+    parts: dict[str, dict[str, LayerState]] = {}
+    for path, layer in state.layers.items():
+        component, _, rest = path.partition(".")
+        if component not in state.components or not rest:
+            raise FileFormatError(f"{path!r} is in none of the components {', '.join(state.components)}")
+        if from_file_path(component, rest) != path:
+            raise FileFormatError(
+                f"the {format} format cannot tell {path!r} from the same path without {TEXT_MODEL!r}; "
+                "use format 'lorimer'"
+            )
+        parts.setdefault(component, {})[rest] = layer
+    return parts
+
+
+def present_components(paths: Iterable[str], declared: tuple[str, ...]) -> tuple[str, ...]:
+    """The components that layers lie in; where the file declares them, its own list and order."""
+    present = dict.fromkeys(path.partition(".")[0] for path in paths)
+    return declared if present.keys() <= set(declared) else tuple(present)

@@ -1,0 +1,111 @@
+"""diffusers' single file, as `pipeline.load_lora_weights` reads it.
+
+    "unet.<path>.lora_A.weight"                      the tensors, in PEFT's names, component first
+    header entry "lora_adapter_metadata"             JSON: "unet.r", "unet.lora_alpha", ...
+
+diffusers reads no alpha tensors here; without the header entry it takes alpha = rank.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from lorimer import registry
+from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.errors import FileFormatError
+from lorimer.formats._base import Format
+from lorimer.formats._common import (
+    keyed_tensors,
+    make_layer,
+    rank_of,
+    read_marker,
+    sort_by_layer,
+    write_marker,
+)
+from lorimer.formats._components import (
+    COMPONENTS,
+    file_prefix,
+    present_components,
+    split_components,
+)
+from lorimer.formats._peft_config import peft_config, read_peft_config
+from lorimer.formats.safe_io import parse_json, read_safetensors, read_safetensors_header, write_safetensors
+
+_ENTRY = "lora_adapter_metadata"
+
+
+class DiffusersFormat(Format):
+    """See the module."""
+
+    name = "diffusers"
+    description = "one file for picture models; read by diffusers' load_lora_weights"
+
+    @staticmethod
+    def detect(path: Path) -> bool:
+        try:
+            header = read_safetensors_header(path) if path.is_file() else None
+        except FileFormatError:
+            return False
+        keys = header.tensors if header else {}
+        return bool(keys) and all(":" not in key and key.partition(".")[0] in COMPONENTS for key in keys)
+
+    @staticmethod
+    def read(path: Path) -> AdapterState:
+        tensors, header = read_safetensors(path)
+        where = str(path)
+        marker = read_marker(header, where)
+        method, found = sort_by_layer(tensors, "peft", where, marker.method)
+        config = _config(header, where)
+        by_component: dict[str, dict[str, dict[str, Tensor]]] = {}
+        for layer, own in found.items():
+            component, _, rest = layer.partition(".")
+            if component not in (*COMPONENTS, *marker.components) or not rest:
+                raise FileFormatError(f"{path}: {layer!r} begins with no component of a picture model")
+            by_component.setdefault(component, {})[rest] = own
+        layers: dict[str, LayerState] = {}
+        for component, its in by_component.items():
+            prefix = file_prefix(component)
+            inner = {layer.removeprefix(prefix): own for layer, own in its.items()}
+            ranks = {layer: rank_of(method, own, f"{where}: {layer!r}") for layer, own in inner.items()}
+            its_config = {
+                key.removeprefix(f"{component}."): value
+                for key, value in config.items()
+                if key.startswith(f"{component}.")
+            }
+            settled = (
+                read_peft_config(its_config, method, ranks, f"{where}: {_ENTRY}", optional_prefix=prefix)
+                if its_config
+                else {}
+            )
+            for layer, own in inner.items():
+                rank, alpha = settled.get(layer, (None, None))
+                name = f"{component}.{layer}"
+                layers[name] = make_layer(method, own, f"{where}: {name!r}", rank=rank, alpha=alpha)
+        components = present_components(layers, marker.components)
+        return AdapterState(method.name, layers, marker.config, components, marker.metadata)
+
+    @staticmethod
+    def write(state: AdapterState, path: Path) -> None:
+        method = registry.get("method", state.method)
+        keyed = keyed_tensors(state, "peft", "diffusers")
+        tensors: dict[str, Tensor] = {}
+        config: dict[str, object] = {}
+        for component, layers in split_components(state, "diffusers").items():
+            prefix = file_prefix(component)
+            its_config = peft_config(method, layers, optional_prefix=prefix)
+            config.update({f"{component}.{key}": value for key, value in its_config.items()})
+            for layer in layers:
+                for suffix, tensor in keyed[f"{component}.{layer}"].items():
+                    tensors[f"{component}.{prefix}{layer}.{suffix}"] = tensor
+        header = {"format": "pt", _ENTRY: json.dumps(config, ensure_ascii=False), **write_marker(state)}
+        write_safetensors(tensors, path, header)
+
+
+def _config(header: dict[str, str], where: str) -> dict[str, object]:
+    config = parse_json(header[_ENTRY], f"{where}: {_ENTRY}") if _ENTRY in header else {}
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{where}: {_ENTRY} must be a mapping")
+    return config

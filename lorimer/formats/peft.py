@@ -1,0 +1,167 @@
+"""PEFT's folder: `adapter_config.json` beside `adapter_model.safetensors`.
+
+    "base_model.model.<path>.lora_A.weight"      the tensors
+
+An adapter over several components (a picture model's U-Net and text encoder) is one such folder for each,
+named after the component.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorimer import registry
+from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.errors import FileFormatError
+from lorimer.formats._base import Format
+from lorimer.formats._common import (
+    keyed_tensors,
+    make_layer,
+    portable,
+    rank_of,
+    read_marker,
+    shown,
+    sort_by_layer,
+    write_marker,
+)
+from lorimer.formats._components import COMPONENTS, from_file_path, present_components, split_components
+from lorimer.formats._peft_config import method_of, peft_config, read_peft_config
+from lorimer.formats.safe_io import (
+    json_bytes,
+    read_json,
+    read_safetensors,
+    read_safetensors_header,
+    safetensors_bytes,
+    write_files_atomic,
+)
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+class PeftFormat(Format):
+    """See the module."""
+
+    name = "peft"
+    description = "PEFT folder (adapter_config.json + adapter_model.safetensors); read by PEFT, vLLM"
+    folder = True
+
+    @staticmethod
+    def detect(path: Path) -> bool:
+        return (path / _CONFIG).is_file() or bool(_parts(path)) or _is_weights_of_folder(path)
+
+    @staticmethod
+    def read(path: Path) -> AdapterState:
+        folder = path.parent if _is_weights_of_folder(path) else path
+        if (folder / _CONFIG).is_file():
+            return _read_part(folder, "")
+        parts = _parts(folder)
+        if not parts:
+            raise FileFormatError(f"{folder}: not a PEFT folder: it has no {_CONFIG}")
+        known = {*COMPONENTS, *(name for part in parts for name in _declared(folder / part))}
+        if not known.issuperset(parts):
+            strangers = shown(set(parts) - known)
+            raise FileFormatError(
+                f"{folder}: holds adapters in folders of their own; name one of them: {strangers}"
+            )
+        states = [_read_part(folder / part, part) for part in parts]
+        first = states[0]
+        if any((state.method, state.config) != (first.method, first.config) for state in states):
+            raise FileFormatError(f"{folder}: its parts are of different methods; load them one by one")
+        layers = {name: layer for state in states for name, layer in state.layers.items()}
+        components = present_components(layers, _declared(folder / parts[0]))
+        return AdapterState(first.method, layers, first.config, components, first.metadata)
+
+    @staticmethod
+    def write(state: AdapterState, path: Path) -> None:
+        if path.is_file():
+            raise FileFormatError(f"{path}: a file; the peft format writes a folder")
+        method = registry.get("method", state.method)
+        keyed = keyed_tensors(state, "peft", "peft")
+        parts = split_components(state, "peft") if state.components else {"": state.layers}
+        _refuse_leftovers(path, set(parts))
+        base = state.metadata.get("base_model")
+        is_portable = portable(state.metadata).get("base_model") == base
+        files: dict[Path, Any] = {}
+        for part, layers in parts.items():
+            start = f"{part}." if part else ""
+            tensors = {
+                f"{_PREFIX}{layer}.{suffix}": tensor
+                for layer in layers
+                for suffix, tensor in keyed[start + layer].items()
+            }
+            config = {
+                "base_model_name_or_path": base if is_portable else None,
+                "bias": "none",
+                "fan_in_fan_out": False,
+                "inference_mode": True,
+                "init_lora_weights": True,
+                "lora_dropout": 0.0,
+                "modules_to_save": None,
+                "task_type": None,
+                "use_rslora": False,
+                **peft_config(method, layers),
+            }
+            # The config last: a folder without one is no adapter.
+            header = {"format": "pt", **write_marker(state)}
+            files[path / part / _WEIGHTS] = safetensors_bytes(tensors, header)
+            files[path / part / _CONFIG] = [json_bytes(config)]
+        write_files_atomic(files)
+
+
+def _read_part(folder: Path, component: str) -> AdapterState:
+    """One PEFT folder; layer paths begin with `component` where there is one."""
+    where = str(folder)
+    config = read_json(folder / _CONFIG)
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{folder / _CONFIG}: must be a mapping")
+    tensors, header = read_safetensors(_weights_file(folder))
+    foreign = [key for key in tensors if not key.startswith(_PREFIX)]
+    if foreign:
+        raise FileFormatError(f"{where}: keys that PEFT does not write: {shown(foreign)}")
+    marker = read_marker(header, where)
+    bare = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+    method, found = sort_by_layer(bare, "peft", where, marker.method or method_of(config, where))
+    ranks = {layer: rank_of(method, own, f"{where}: {layer!r}") for layer, own in found.items()}
+    settled = read_peft_config(config, method, ranks, f"{where}/{_CONFIG}")
+    layers: dict[str, LayerState] = {}
+    for layer, own in found.items():
+        rank, alpha = settled[layer]
+        path = from_file_path(component, layer)
+        layers[path] = make_layer(method, own, f"{where}: {layer!r}", rank=rank, alpha=alpha)
+    base = config.get("base_model_name_or_path")
+    metadata = marker.metadata or ({"base_model": base} if isinstance(base, str) and base else {})
+    return AdapterState(method.name, layers, marker.config, (), metadata)
+
+
+def _parts(folder: Path) -> list[str]:
+    """Names of the folders in `folder` that hold an adapter each."""
+    if not folder.is_dir():
+        return []
+    return sorted(child.name for child in folder.iterdir() if (child / _CONFIG).is_file())
+
+
+def _declared(folder: Path) -> tuple[str, ...]:
+    """The components that a part written by lorimer belongs to."""
+    return read_marker(read_safetensors_header(_weights_file(folder)).metadata, str(folder)).components
+
+
+def _is_weights_of_folder(path: Path) -> bool:
+    return path.name == _WEIGHTS and (path.parent / _CONFIG).is_file()
+
+
+def _weights_file(folder: Path) -> Path:
+    """The folder's weights; a pickle is named, so that it is refused as one."""
+    pickled = folder / "adapter_model.bin"
+    return pickled if pickled.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS
+
+
+def _refuse_leftovers(folder: Path, parts: set[str]) -> None:
+    """Writing beside parts of another adapter would make a mixture of both."""
+    present = ({""} if (folder / _CONFIG).is_file() else set()) | set(_parts(folder))
+    others = present - parts
+    if "" not in parts and others:
+        raise FileFormatError(
+            f"{folder}: holds another adapter's parts ({shown(others)}); remove them or choose another folder"
+        )
