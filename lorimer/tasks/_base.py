@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,9 +16,19 @@ if TYPE_CHECKING:
 
 
 class Section(BaseModel):
-    """A section of a recipe: plain data, unknown keys refused; field docstrings make the reference page."""
+    """A section of a recipe: plain data, unknown keys refused; field docstrings make the reference page.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    `aliases` maps names that other tools use for a field to ours; a recipe may use either.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+    aliases: ClassVar[Mapping[str, str]] = {}
 
 
 class Task(ABC):
@@ -34,6 +44,9 @@ class Task(ABC):
     Data: ClassVar[type[Section]] = Section
     Objective: ClassVar[type[Section]] = Section
     Preview: ClassVar[type[Section]] = Section
+    default_components: ClassVar[
+        tuple[str, ...]
+    ] = ()  # parts of the model that are adapted unless a recipe says
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

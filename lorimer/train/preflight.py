@@ -1,0 +1,160 @@
+"""What is known before the first step: what trains, on what, for how long and in how much memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from lorimer.attachment.report import Report
+from lorimer.errors import LorimerError
+from lorimer.train.events import describe_bytes, describe_seconds
+from lorimer.train.meter import memory
+from lorimer.train.order import MicroBatch, SeededExamples
+from lorimer.train.seeding import seed_all
+from lorimer.train.setup import Setup
+from lorimer.train.step import micro_loss
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Facts before the first step.
+
+    Attributes:
+        adapter: what is attached where.
+        task: the task's own lines: what was read, how much, what was skipped and why.
+        device, precision: where and how it runs.
+        examples, steps, epochs: how much there is to learn from, and how often.
+        loss: of the first batch, before training.
+        memory_bytes, memory_kind: in use after a dry forward and backward pass.
+        seconds: estimated for all steps, from a dry pass; evaluations and previews come on top.
+        warnings: facts that a person may want to act upon.
+    """
+
+    adapter: Report
+    task: tuple[str, ...]
+    device: str
+    precision: str
+    examples: int
+    steps: int
+    epochs: float
+    loss: float
+    memory_bytes: int
+    memory_kind: str
+    seconds: float
+    warnings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [
+            *str(self.adapter).splitlines(),
+            *self.task,
+            f"{self.examples:,} examples, {self.steps:,} steps, {self.epochs:.3g} epochs",
+            f"{self.device}, {self.precision}; {describe_bytes(self.memory_bytes)} {self.memory_kind}; "
+            f"about {describe_seconds(self.seconds)}; loss before training {self.loss:.4f}",
+            *(f"warning: {text}" for text in self.warnings),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+
+def inspect(setup: Setup) -> Preflight:
+    """Measure with a dry forward and backward pass, which leaves weights and optimiser as they are.
+
+    Raises:
+        LorimerError: there is not enough memory.
+    """
+    train, order = setup.recipe.train, setup.order
+    loss, seconds, without_gradient = _dry_run(setup)
+    passes = -(-order.examples_per_step // (order.batch_size * order.ranks))
+    epochs = train.steps / order.steps_per_epoch
+    warnings = []
+    if order.examples < order.examples_per_step:
+        warnings.append(
+            f"a step asks for {order.examples_per_step} examples and there are {order.examples}: "
+            "every step reads all of them"
+        )
+    if train.warmup_steps >= train.steps:
+        warnings.append("the whole run is warm-up: train.warmup_steps is not below train.steps")
+    if without_gradient:
+        warnings.append(f"no gradient reaches {_some(without_gradient)}")
+    if not math.isfinite(loss):
+        warnings.append(f"the loss of the first batch is {loss}")
+    return Preflight(
+        adapter=setup.adapter.report(),
+        task=tuple(setup.task.describe(setup.model, setup.data)),
+        device=_device_name(setup.accelerator.device),
+        precision={"no": "float32", "fp16": "float16 mixed", "bf16": "bfloat16 mixed"}[train.mixed_precision],
+        examples=order.examples,
+        steps=train.steps,
+        epochs=epochs,
+        loss=loss,
+        seconds=seconds * passes * train.steps,
+        warnings=tuple(warnings),
+        **memory(setup.accelerator.device),
+    )
+
+
+def snapshot(setup: Setup) -> dict[str, torch.Tensor]:
+    """A copy of every tensor of the adapter."""
+    return {name: parameter.detach().clone() for name, parameter in setup.adapter.named_parameters()}
+
+
+def require_moved(setup: Setup, before: dict[str, torch.Tensor], steps: int) -> None:
+    """Raise `LorimerError` where a tensor of the adapter is as it was `steps` steps ago."""
+    still = [name for name, value in setup.adapter.named_parameters() if torch.equal(value, before[name])]
+    if still:
+        raise LorimerError(
+            f"after {steps} steps {len(still)} of {len(before)} tensors of the adapter have not moved: "
+            f"{_some(still)}. These layers take no part in the loss; name them in adapter.exclude, or correct "
+            "the model or the loss"
+        )
+
+
+def _dry_run(setup: Setup) -> tuple[float, float, list[str]]:
+    """Loss of the first batch, seconds of a forward and backward pass, tensors that got no gradient."""
+    micro = setup.order.step(0)[0] if setup.order.step(0) else MicroBatch(0, (0,), 1.0)
+    data = SeededExamples(setup.data, setup.recipe.train.seed)
+    batch = setup.task.collate([data[0, example] for example in micro.examples])
+    batch = send_to_device(batch, setup.accelerator.device)
+    setup.set_training()
+    loss, begin = torch.zeros(()), 0.0
+    try:
+        for _ in range(2):  # the first pass also warms up; the second is timed
+            _wait(setup.accelerator.device)
+            begin = time.perf_counter()
+            seed_all(setup.recipe.train.seed, "dry run")
+            loss = micro_loss(setup, batch)
+            setup.accelerator.backward(loss)
+            _wait(setup.accelerator.device)
+        seconds = time.perf_counter() - begin
+        named = setup.adapter.named_parameters()
+        without_gradient = [name for name, parameter in named if parameter.grad is None]
+    except torch.OutOfMemoryError as error:
+        raise LorimerError(
+            "not enough memory for one batch: lower train.batch_size (and raise "
+            "train.gradient_accumulation_steps to keep the result), or set train.gradient_checkpointing or "
+            f"train.mixed_precision. {error}"
+        ) from error
+    finally:
+        setup.optimizer.zero_grad()
+    return loss.item(), seconds, without_gradient
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type).upper()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

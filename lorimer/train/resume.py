@@ -1,0 +1,119 @@
+"""Taking a run's state and putting it back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from lorimer.errors import DataError, FileFormatError, RecipeError, UsageError
+from lorimer.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from lorimer.train.optimizer import flatten_state, unflatten_state
+from lorimer.train.recipe import Recipe, flatten
+from lorimer.train.run_folder import RunFolder
+from lorimer.train.seeding import number_of
+from lorimer.train.setup import Setup
+
+# What may differ when a run is resumed: none of it changes the result.
+_FREE = ("output", "preview.") + tuple(
+    f"train.{name}"
+    for name in (
+        "log_every",
+        "evaluate_every",
+        "preview_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "trackers",
+        "workers",
+    )
+)
+
+
+def capture(setup: Setup, step: int, trainer: dict[str, Any]) -> Checkpoint:
+    """The state after `step` steps; `trainer` is what the engine adds of its own."""
+    scaler = setup.accelerator.scaler
+    return Checkpoint(
+        step,
+        setup.adapter.state(),
+        flatten_state(setup.optimizer.optimizer.state_dict()),
+        {
+            **trainer,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            **_identity(setup),
+            "recipe": setup.recipe.as_dict(),
+        },
+    )
+
+
+def restore(setup: Setup, folder: RunFolder) -> dict[str, Any] | None:
+    """Put back the newest complete checkpoint in `folder`; returns its trainer part, or None where there is
+    none and the run starts at its first step.
+
+    Raises:
+        RecipeError: the recipe differs from the run's in a way that changes results; fields are named.
+        UsageError: the number of processes differs.
+        DataError: the base model or the number of examples is not what it was.
+        FileFormatError: the checkpoint does not fit the model.
+    """
+    if not folder.recipe.exists():
+        return None
+    place = newest_checkpoint(folder.checkpoints)
+    if place is None:
+        _require_same_recipe(yaml.safe_load(folder.recipe.read_text(encoding="utf-8")), setup.recipe)
+        return None
+    checkpoint = read_checkpoint(place)
+    trainer = checkpoint.trainer
+    _require_same_recipe(trainer["recipe"], setup.recipe)
+    _require_same_run(trainer, _identity(setup))
+    layers = setup.adapter.layers
+    if layers.keys() != checkpoint.adapter.layers.keys():
+        raise FileFormatError(f"{place}: its adapter sits on other layers than the recipe's")
+    for path, layer in checkpoint.adapter.layers.items():
+        layers[path].load_state_dict(layer.tensors)
+    setup.optimizer.optimizer.load_state_dict(unflatten_state(*checkpoint.optimizer))
+    if setup.accelerator.scaler is not None:
+        setup.accelerator.scaler.load_state_dict(trainer["scaler"])
+    return {"step": checkpoint.step, **trainer}
+
+
+def _identity(setup: Setup) -> dict[str, Any]:
+    """What a run cannot change under way beside its recipe."""
+    return {
+        "processes": setup.accelerator.num_processes,
+        "examples": setup.order.examples,
+        "base_model": f"{number_of(*(f'{name} {value}' for name, value in sorted(setup.base.items()))):016x}",
+    }
+
+
+def _require_same_run(former: dict[str, Any], now: dict[str, Any]) -> None:
+    if former["processes"] != now["processes"]:
+        raise UsageError(
+            f"the run used {former['processes']} processes and now there are {now['processes']}; resume it with as "
+            "many, so that it goes on as it would have"
+        )
+    if former["examples"] != now["examples"]:
+        raise DataError(
+            f"the run learned from {former['examples']} examples and now there are {now['examples']}"
+        )
+    if former["base_model"] != now["base_model"]:
+        raise DataError("the base model's weights are not those that the run began with")
+
+
+def _require_same_recipe(former: dict[str, Any], recipe: Recipe) -> None:
+    before, after = flatten(former), recipe.flat()
+    differences = [
+        f"{place}: was {before.get(place)!r}, is {after.get(place)!r}"
+        for place in dict.fromkeys([*before, *after])
+        if before.get(place) != after.get(place) and not place.startswith(_FREE)
+    ]
+    if recipe.train.schedule == "constant" and before.get("train.steps", 0) <= recipe.train.steps:
+        differences = [text for text in differences if not text.startswith("train.steps:")]
+    if differences:
+        raise RecipeError(
+            "\n  ".join(
+                [
+                    "the recipe differs from that of the run to resume; put it back or begin anew:",
+                    *differences,
+                ]
+            )
+        )

@@ -1,0 +1,191 @@
+"""From a recipe to everything that a training step needs."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.data import Dataset
+
+from lorimer import registry
+from lorimer.attachment.attach import attach
+from lorimer.attachment.attached import AttachedAdapter
+from lorimer.errors import DataError, LorimerError, MissingDependencyError, RecipeError, suggest
+from lorimer.layers.host import AdapterSlots
+from lorimer.tasks._base import Task
+from lorimer.train.optimizer import build_optimizer
+from lorimer.train.order import Order
+from lorimer.train.recipe import Recipe
+from lorimer.train.seeding import seed_all
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+@dataclass
+class Setup:
+    """What a training step needs; `optimizer` is Accelerate's wrapper of it."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    task: Task
+    model: nn.Module
+    data: Dataset[Any]
+    adapter: AttachedAdapter
+    parameters: list[nn.Parameter]
+    optimizer: Any
+    order: Order
+    base: dict[str, int] = field(default_factory=dict)  # fingerprint of the base before training
+
+    def set_training(self) -> None:
+        """Training mode, but for layers that gather statistics: those belong to the frozen base."""
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, _NormBase) and module.track_running_stats:
+                module.eval()
+
+    def share(self, asked: set[str]) -> set[str]:
+        """What the first process was asked, in every process."""
+        return set(broadcast_object_list([sorted(asked)])[0])
+
+
+def build(recipe: Recipe, logs: Path | None = None) -> Setup:
+    """Load the model and the data, attach the adapter and make the optimiser.
+
+    All of it happens under the recipe's seed, so that building twice gives the same.
+
+    Args:
+        logs: where trackers that keep files put them; None leaves trackers out.
+
+    Raises:
+        RecipeError, TargetError, DataError, MissingDependencyError: the recipe asks for what cannot be.
+    """
+    accelerator = _accelerator(recipe, logs)
+    seed = recipe.train.seed
+    task: Task = registry.get("task", recipe.task)(recipe)
+    seed_all(seed, "model")
+    model = task.model().to(accelerator.device)
+    seed_all(seed, "data")
+    data = task.data(model)
+    if not len(data):  # type: ignore[arg-type]
+        raise DataError("data: there is not one example to learn from")
+    seed_all(seed, "adapter")
+    adapter = _attach(recipe, task, model)
+    if recipe.train.gradient_checkpointing:
+        _enable_gradient_checkpointing(model)
+    order = Order(
+        len(data),  # type: ignore[arg-type]
+        recipe.train.batch_size,
+        recipe.train.gradient_accumulation_steps,
+        seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    optimizer = accelerator.prepare(build_optimizer(adapter, recipe.train))
+    return Setup(
+        recipe, accelerator, task, model, data, adapter, list(adapter.parameters()), optimizer, order
+    )
+
+
+def fingerprint(model: nn.Module) -> dict[str, int]:
+    """Name -> checksum of the bytes of every tensor that the base model would save."""
+    slots = tuple(path + "." for path, module in model.named_modules() if isinstance(module, AdapterSlots))
+    return {
+        name: zlib.crc32(_bytes(tensor))
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor) and not name.startswith(slots)
+    }
+
+
+def require_base_unchanged(setup: Setup) -> None:
+    """Raise `LorimerError` where training changed a tensor of the frozen base."""
+    now = fingerprint(setup.model)
+    changed = [name for name in now.keys() | setup.base.keys() if now.get(name) != setup.base.get(name)]
+    if changed:
+        raise LorimerError(
+            f"training changed the frozen base model: {', '.join(sorted(changed)[:5])} ({len(changed)} of "
+            f"{len(setup.base)} tensors). The adapter would not fit the base as it was, so it is not exported; "
+            "the model's forward or the task's loss must not write to them"
+        )
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())  # type: ignore[arg-type]
+
+
+def _accelerator(recipe: Recipe, logs: Path | None) -> Accelerator:
+    trackers = recipe.train.trackers if logs else []
+    for name in trackers:
+        if name not in TRACKERS:
+            raise RecipeError(
+                f"train.trackers: no tracker is called {name!r}.{suggest(name, TRACKERS)} "
+                f"Known: {', '.join(TRACKERS)}"
+            )
+        if find_spec(name) is None:
+            raise MissingDependencyError(
+                f'train.trackers: {name} is not installed: pip install "lorimer[{name}]"'
+            )
+    # Accelerate keeps its settings for the life of the process; a second run may ask for others.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    try:
+        return Accelerator(
+            mixed_precision=recipe.train.mixed_precision,
+            log_with=trackers or None,
+            project_dir=str(logs) if trackers else None,
+        )
+    except ValueError as error:
+        raise RecipeError(f"train.mixed_precision: {error}") from error
+
+
+def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
+    section = recipe.adapter
+    parts: tuple[str, ...] = tuple(getattr(model, "components", ()))
+    wanted = section.components if section.components is not None else task.default_components
+    for name in wanted:
+        if name not in parts:
+            raise RecipeError(
+                f"adapter.components: the model has no part called {name!r}.{suggest(name, parts)} "
+                f"Known: {', '.join(parts) or 'none, since it is one piece'}"
+            )
+    others = [rf"re:{name}\..*" for name in parts if wanted and name not in wanted]
+    return attach(
+        model,
+        section.method_config(),
+        section.targets,
+        exclude=[*section.exclude, *others],
+        rank_pattern=section.rank_pattern,
+        alpha_pattern=section.alpha_pattern,
+    )
+
+
+def _enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Turn it on in every part that has it.
+
+    Never the reentrant kind: where the inputs of a block need no gradient, as before frozen layers, that
+    gives its adapters none either, silently.
+    """
+    parts = [model.get_submodule(name) for name in getattr(model, "components", ())] or [model]
+    able = 0
+    for part in parts:
+        if hasattr(part, "enable_gradient_checkpointing"):  # diffusers
+            part.enable_gradient_checkpointing()
+        elif hasattr(part, "gradient_checkpointing_enable"):  # transformers
+            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            continue
+        able += 1
+    if not able:
+        raise RecipeError(
+            f"train.gradient_checkpointing: {type(model).__name__} has neither "
+            "gradient_checkpointing_enable() nor enable_gradient_checkpointing(); set it to false"
+        )

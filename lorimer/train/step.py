@@ -1,0 +1,77 @@
+"""One optimiser step, in full: forward, backward, sum over processes, clip, update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from lorimer.errors import LorimerError
+from lorimer.train.optimizer import set_learning_rate, skip_unless_finite
+from lorimer.train.seeding import seed_all
+from lorimer.train.setup import Setup
+
+
+def take_step(setup: Setup, step: int, batches: Iterator[Any]) -> tuple[Tensor, Tensor]:
+    """Take optimiser step `step`, reading its micro-batches from `batches`.
+
+    Returns two scalars on the device, so that nothing waits: the mean loss over the step's examples, and
+    whether it and the gradient were finite. Where they were not, the step changed nothing.
+    """
+    train, accelerator = setup.recipe.train, setup.accelerator
+    loss = torch.zeros((), device=accelerator.device)
+    for micro in setup.order.step(step):
+        batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
+        seed_all(train.seed, "step", step, micro.number)
+        share = micro_loss(setup, batch) * micro.share
+        accelerator.backward(share)
+        loss += share.detach()
+    if accelerator.num_processes > 1:
+        loss = _sum_over_processes(setup, loss)
+    limit = torch.inf if train.max_grad_norm is None else train.max_grad_norm
+    norm = accelerator.clip_grad_norm_(setup.parameters, limit)
+    finite = torch.isfinite(norm) & torch.isfinite(loss)
+    set_learning_rate(setup.optimizer, train, step)
+    skip_unless_finite(setup.optimizer.optimizer, finite)
+    setup.optimizer.step()
+    setup.optimizer.zero_grad()
+    return loss, finite
+
+
+def micro_loss(setup: Setup, batch: Any) -> Tensor:
+    """The task's loss of one batch that is on the device, under the recipe's precision.
+
+    Raises:
+        LorimerError: it is no scalar, or nothing that trains takes part in it.
+    """
+    with setup.accelerator.autocast():
+        loss = setup.task.loss(setup.model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise LorimerError(f"the loss must be one number, not {what}; take its mean")
+    if not loss.requires_grad:
+        raise LorimerError("nothing that trains takes part in the loss: it has no gradient")
+    return loss.float().reshape(())
+
+
+def _sum_over_processes(setup: Setup, loss: Tensor) -> Tensor:
+    """Sum gradients over all processes, in one message, and the loss with them; returns it.
+
+    An adapter's gradients are small, so wrapping the model for this would buy nothing, and a task may
+    call any part of its model as it is.
+    """
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter in setup.parameters
+    ]
+    flat = torch.cat([loss.reshape(1), *(gradient.reshape(-1).float() for gradient in gradients)])
+    flat = setup.accelerator.reduce(flat, "sum")
+    place = 1
+    for parameter, gradient in zip(setup.parameters, gradients, strict=True):
+        summed = flat[place : place + gradient.numel()]
+        parameter.grad = summed.view_as(gradient).to(gradient.dtype)
+        place += gradient.numel()
+    return flat[0]
