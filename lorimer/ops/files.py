@@ -16,6 +16,8 @@ from lorimer.attachment.attach import install
 from lorimer.attachment.attached import AttachedAdapter
 from lorimer.attachment.targets import adaptable_view
 from lorimer.errors import FileFormatError, UsageError, suggest
+from lorimer.formats._base import Format
+from lorimer.formats.safe_io import read_safetensors_header
 from lorimer.layers.geometry import geometry_of, weight_spec
 
 
@@ -59,16 +61,25 @@ def read(path: str | Path, *, format: str | None = None) -> AdapterState:
         FileFormatError: no format recognises it, or it is broken.
     """
     path = Path(path)
+    return (recognise(path) if format is None else registry.get("format", format)).read(path)
+
+
+def recognise(path: Path) -> type[Format]:
+    """The format of a file or folder.
+
+    Raises:
+        FileFormatError: there is none of that name, it is broken or a pickle, or no format knows it.
+    """
     if not path.exists():
         raise FileFormatError(f"{path}: there is no such file or folder")
-    if format is not None:
-        return registry.get("format", format).read(path)
-    found = [plugin for plugin in registry.all_of("format").values() if plugin.detect(path)]
-    if not found:
-        raise FileFormatError(
-            f"{path}: not an adapter that lorimer knows. Known formats: {', '.join(registry.names('format'))}"
-        )
-    return found[0].read(path)
+    for plugin in registry.all_of("format").values():
+        if plugin.detect(path):
+            return plugin
+    if not path.is_dir():
+        read_safetensors_header(path)  # says why where it is no weight file at all
+    raise FileFormatError(
+        f"{path}: not an adapter that lorimer knows. Known formats: {', '.join(registry.names('format'))}"
+    )
 
 
 def load(

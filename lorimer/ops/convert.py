@@ -1,0 +1,90 @@
+"""The same adapter in another file format, proved by reading it back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lorimer import registry
+from lorimer.adapters._state import AdapterState
+from lorimer.errors import FileFormatError, UsageError
+from lorimer.ops.files import read
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def convert(
+    source: str | Path, target: str | Path, *, to: str, dtype: str | torch.dtype | None = None
+) -> Path:
+    """Write the adapter in `source` to `target` in the format `to`; returns the target's path.
+
+    What was written is read back and held against what was read: the same layers, tensors to the bit and
+    the same scales, hence the same update of every layer.
+
+    Args:
+        to: a registered format's name.
+        dtype: precision in the new file ("float32", "float16", "bfloat16"); by default as it is.
+
+    Raises:
+        FileFormatError: the source is broken, or the format cannot hold it. Nothing is written.
+        UsageError: an unknown format or dtype, or the target is the source.
+    """
+    source, target = Path(source), Path(target)
+    format = registry.get("format", to)
+    if target.exists() and target.resolve() == source.resolve():
+        raise UsageError(f"{target}: source and target are the same; name another target")
+    state = read(source)
+    if dtype is not None:
+        state = in_precision(state, _dtype(dtype))
+    format.write(state, target)
+    require_same(state, format.read(target), str(target))
+    return target
+
+
+def in_precision(state: AdapterState, dtype: torch.dtype) -> AdapterState:
+    """The adapter with its tensors in another precision."""
+    layers = {
+        path: replace(layer, tensors={name: tensor.to(dtype) for name, tensor in layer.tensors.items()})
+        for path, layer in state.layers.items()
+    }
+    return replace(state, layers=layers)
+
+
+def require_same(wanted: AdapterState, found: AdapterState, where: str) -> None:
+    """Raise `FileFormatError` unless both adapters make the same update in every layer."""
+    differing = [
+        path for path in wanted.layers.keys() | found.layers.keys() if not _same(wanted, found, path)
+    ]
+    if wanted.method != found.method or wanted.config != found.config or differing:
+        raise FileFormatError(
+            f"{where}: was written but does not read back as the same adapter "
+            f"({len(differing)} layers differ, e.g. {sorted(differing)[:1]}); do not use it"
+        )
+
+
+def _same(wanted: AdapterState, found: AdapterState, path: str) -> bool:
+    """Tensors to the bit; the scale up to the rounding of an alpha kept in float32."""
+    left, right = wanted.layers.get(path), found.layers.get(path)
+    return (
+        left is not None
+        and right is not None
+        and left.tensors.keys() == right.tensors.keys()
+        and all(
+            tensor.dtype == right.tensors[name].dtype and torch.equal(tensor, right.tensors[name])
+            for name, tensor in left.tensors.items()
+        )
+        and left.rank == right.rank
+        and left.groups == right.groups
+        and math.isclose(left.alpha, right.alpha, rel_tol=1e-6)
+    )
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown precision {dtype!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[dtype]

@@ -1,0 +1,158 @@
+"""What an adapter file holds, told without a model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorimer import registry
+from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.ops.files import recognise
+
+_FACTS = ("title", "trigger", "base_model", "resolution", "steps", "license")  # shown in this order
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One adapted layer; `norm` is the Frobenius norm of its update, None where the method has no factors."""
+
+    path: str
+    rank: int
+    alpha: float
+    parameters: int
+    norm: float | None
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter file in figures.
+
+    Attributes:
+        path, format, bytes: the file or folder, its format, and the size of all its files.
+        method, config: the method's registered name and its fields beside rank and alpha.
+        dtypes: precisions of the tensors, e.g. ("float16",).
+        layers: one row per adapted layer.
+        targets: pattern ("*" for numbers) -> how many layers it stands for.
+        parameters: numbers in all tensors.
+        norm: Frobenius norm of the whole update, None where a layer's is not known.
+        metadata: facts that the file carries: "base_model", "title", "trigger", "steps", ...
+    """
+
+    path: str
+    format: str
+    bytes: int
+    method: str
+    config: dict[str, Any]
+    dtypes: tuple[str, ...]
+    layers: tuple[LayerFacts, ...]
+    targets: dict[str, int]
+    parameters: int
+    norm: float | None
+    metadata: dict[str, str]
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Rank -> how many layers have it, most frequent first."""
+        return dict(Counter(layer.rank for layer in self.layers).most_common())
+
+    @property
+    def alphas(self) -> dict[float, int]:
+        """Alpha -> how many layers have it, most frequent first."""
+        return dict(Counter(layer.alpha for layer in self.layers).most_common())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for programs."""
+        return {**asdict(self), "ranks": self.ranks, "alphas": self.alphas}
+
+    def lines(self) -> list[str]:
+        """Lines for people."""
+        facts = [
+            ("file", f"{self.path}  ({self.format} format, {self.bytes / 1e6:.2f} MB)"),
+            ("method", " ".join([self.method, *(f"{key}={value}" for key, value in self.config.items())])),
+            ("rank", _counted(self.ranks)),
+            ("alpha", _counted(self.alphas)),
+            ("precision", ", ".join(self.dtypes)),
+            ("parameters", f"{self.parameters:,} in {len(self.layers)} layers"),
+            ("update", "norm not known for this method" if self.norm is None else f"norm {self.norm:.4g}"),
+            *((fact, self.metadata[fact]) for fact in _FACTS if fact in self.metadata),
+        ]
+        lines = [f"{name.replace('_', ' '):<11} {value}" for name, value in facts]
+        lines += ["targets", *(f"  {count:4d} x {pattern}" for pattern, count in self.targets.items())]
+        strongest = sorted(
+            (layer for layer in self.layers if layer.norm), key=lambda layer: -(layer.norm or 0)
+        )
+        if strongest:
+            lines += ["strongest", *(f"  {layer.norm:.4g}  {layer.path}" for layer in strongest[:5])]
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def inspect(path: str | Path) -> AdapterFacts:
+    """Everything that an adapter file or folder tells by itself.
+
+    Raises:
+        FileFormatError: no format recognises it, or it is broken.
+    """
+    path = Path(path)
+    format = recognise(path)
+    state = format.read(path)
+    layers = tuple(
+        LayerFacts(name, layer.rank, layer.alpha, _numbers(layer), update_norm(state, name))
+        for name, layer in state.layers.items()
+    )
+    norms = [layer.norm for layer in layers if layer.norm is not None]
+    tensors = [tensor for layer in state.layers.values() for tensor in layer.tensors.values()]
+    return AdapterFacts(
+        path=str(path),
+        format=format.name,
+        bytes=sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*"))),
+        method=state.method,
+        config=state.config,
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
+        layers=layers,
+        targets=_patterns(state.layers),
+        parameters=sum(layer.parameters for layer in layers),
+        norm=math.hypot(*norms) if len(norms) == len(layers) else None,
+        metadata=state.metadata,
+    )
+
+
+def update_norm(state: AdapterState, path: str) -> float | None:
+    """Frobenius norm of the update of the layer at `path`, ‖scale · B·A‖, or None where the method's update
+    is no product of two factors.
+
+    Never forms the product: ‖B·A‖² = trace((BᵀB)(AAᵀ)), two rank x rank matrices.
+    """
+    layer = state.layers[path]
+    wide = {name: tensor.double() for name, tensor in layer.tensors.items()}
+    factors = registry.get("method", state.method).factors(wide, layer.alpha / layer.rank)
+    if factors is None:
+        return None
+    up, down = factors
+    squared: Tensor = torch.sum((up.T @ up) * (down @ down.T))
+    return math.sqrt(max(squared.item(), 0.0))
+
+
+def _numbers(layer: LayerState) -> int:
+    return sum(tensor.numel() for tensor in layer.tensors.values())
+
+
+def _patterns(paths: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", path) for path in paths))
+
+
+def _counted(values: dict[Any, int]) -> str:
+    """`8` or `8 (120 layers), 4 (8 layers)`."""
+    if len(values) == 1:
+        return f"{next(iter(values)):g}"
+    return ", ".join(f"{value:g} ({count} layers)" for value, count in values.items())
