@@ -40,7 +40,7 @@ class AdapterFacts:
         method, config: the method's registered name and its fields beside rank and alpha.
         dtypes: precisions of the tensors, e.g. ("float16",).
         layers: one row per adapted layer.
-        targets: pattern ("*" for numbers) -> how many layers it stands for.
+        targets: beginning and end of paths, as "unet.*.to_q" -> how many layers it stands for.
         parameters: numbers in all tensors.
         norm: Frobenius norm of the whole update, None where a layer's is not known.
         metadata: facts that the file carries: "base_model", "title", "trigger", "steps", ...
@@ -86,11 +86,12 @@ class AdapterFacts:
         ]
         lines = [f"{name.replace('_', ' '):<11} {value}" for name, value in facts]
         lines += ["targets", *(f"  {count:4d} x {pattern}" for pattern, count in self.targets.items())]
-        strongest = sorted(
-            (layer for layer in self.layers if layer.norm), key=lambda layer: -(layer.norm or 0)
-        )
-        if strongest:
-            lines += ["strongest", *(f"  {layer.norm:.4g}  {layer.path}" for layer in strongest[:5])]
+        known = [(layer.norm, layer.path) for layer in self.layers if layer.norm]
+        if known:
+            lines += [
+                "strongest",
+                *(f"  {norm:.4g}  {path}" for norm, path in sorted(known, reverse=True)[:5]),
+            ]
         return lines
 
     def __str__(self) -> str:
@@ -148,7 +149,8 @@ def _numbers(layer: LayerState) -> int:
 
 
 def _patterns(paths: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", path) for path in paths))
+    """`unet.down_blocks.0.attentions.1.to_out.0` and its like as `unet.*.to_out.0`, counted."""
+    return dict(Counter(re.sub(r"^([^.]+)\..*\.([^.\d][^.]*(\.\d+)*)$", r"\1.*.\2", path) for path in paths))
 
 
 def _counted(values: dict[Any, int]) -> str:
