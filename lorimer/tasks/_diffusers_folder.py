@@ -17,7 +17,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorimer.errors import FileFormatError, MissingDependencyError, UsageError
+from lorimer.formats.safe_io import read_safetensors_header
 
 # part -> (file that must be there, name of its weight file without ending, or None)
 _PARTS = {
@@ -33,6 +36,8 @@ _HUB_FILES = [
     *(f"{part}/{stem}{tail}" for part, (_, stem) in _PARTS.items() if stem for tail in
       (".safetensors", "-0*.safetensors")),
 ]  # fmt: skip
+# What the libraries raise, undocumented, for files that are broken or of another kind.
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 # Stored by older transformers in CLIP's weights, computed by newer ones.
 _HARMLESS_KEYS = ("position_ids",)
 
@@ -73,7 +78,10 @@ def load_weights(cls: Any, folder: Path, part: str, **options: Any) -> Any:
     """A part with every one of its weights, or `FileFormatError`."""
     stem = _PARTS[part][1]
     assert stem is not None
-    plain = any(".fp16." not in file.name for file in _weight_files(folder / part, stem))
+    files = _weight_files(folder / part, stem)
+    for file in files:
+        read_safetensors_header(file)
+    plain = any(".fp16." not in file.name for file in files)
     try:
         loaded, info = cls.from_pretrained(
             folder / part,
@@ -82,26 +90,46 @@ def load_weights(cls: Any, folder: Path, part: str, **options: Any) -> Any:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except _BROKEN as error:
         raise FileFormatError(f"{folder / part}: cannot be loaded as {cls.__name__}: {error}") from error
     problems = [f"{key} is missing" for key in info["missing_keys"]]
     problems += [f"{key} is not known" for key in info["unexpected_keys"] if not key.endswith(_HARMLESS_KEYS)]
     problems += [f"{key[0]} has the wrong shape" for key in info["mismatched_keys"]]
+    if not problems:  # weights that are missing have no values to look at
+        values = loaded.state_dict().items()
+        problems = [
+            f"{key} holds NaN or infinity" for key, value in values if not torch.isfinite(value).all()
+        ]
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
         raise FileFormatError(
-            f"{folder / part}: {len(problems)} weights do not fit its config.json:\n  {shown}\n"
-            "The files are of different models or incomplete; download the folder anew"
+            f"{folder / part}: {len(problems)} weights are wrong for its config.json:\n  {shown}\n"
+            "The files are of different models or broken; download the folder anew"
         )
     return loaded
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    except _BROKEN as error:
+        raise FileFormatError(
+            f"{folder / 'tokenizer'}: cannot be loaded as CLIPTokenizer: {error}"
+        ) from error
 
 
 def load_scheduler(folder: Path) -> Any:
     import diffusers
 
-    name = diffusers.DDPMScheduler.load_config(folder / "scheduler").get("_class_name", "")
+    try:
+        name = str(diffusers.DDPMScheduler.load_config(folder / "scheduler").get("_class_name"))
+    except _BROKEN as error:
+        raise FileFormatError(f"{folder / 'scheduler'}: its config cannot be read: {error}") from error
     cls: Any = getattr(diffusers, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
+    known = inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)
+    if not known:
         raise FileFormatError(f"{folder / 'scheduler'}: diffusers has no scheduler called {name!r}")
     scheduler = cls.from_pretrained(folder / "scheduler")
     if getattr(scheduler.config, "prediction_type", None) not in ("epsilon", "v_prediction"):
@@ -122,7 +150,7 @@ def folder_from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UsageError(
             f"model {name!r} is no folder here, and the hub did not give it ({reason}). Check the name and "
             "the connection, log in with `hf auth login` where the model asks for it, or use model=embedded"

@@ -28,6 +28,7 @@ from lorimer.layers.host import AdapterSlots
 from lorimer.tasks._diffusers_folder import (
     folder_from_hub,
     load_scheduler,
+    load_tokenizer,
     load_weights,
     quiet,
     require_parts,
@@ -109,7 +110,7 @@ class DiffusionModel(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of U-Net and text encoder in the backward pass instead of keeping them."""
         self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.text_encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+        self.text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
         self.train(self.training)
 
     @property
@@ -177,14 +178,14 @@ def load_diffusion(model: str, dtype: torch.dtype = torch.float32) -> DiffusionM
         folder = folder_from_hub(model)
     require_parts(folder)
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
     with quiet():
         return DiffusionModel(
             unet=load_weights(UNet2DConditionModel, folder, "unet", torch_dtype=dtype),
             text_encoder=load_weights(CLIPTextModel, folder, "text_encoder", dtype=dtype),
             vae=load_weights(AutoencoderKL, folder, "vae", torch_dtype=dtype),
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            tokenizer=load_tokenizer(folder),
             scheduler=load_scheduler(folder),
             source=model,
         )

@@ -31,7 +31,7 @@ class PictureEncoder:
         return [latent | text for latent, text in zip(latents, texts, strict=True)]
 
     def texts(self, captions: Sequence[str]) -> list[Example]:
-        """`embedding` (tokens, width) of each caption, or `input_ids` (tokens,) if the text encoder learns."""
+        """`embedding` (tokens, width) of each caption; `input_ids` (tokens,) if the text encoder learns."""
         ids = list(self.model.tokenize(captions)) if captions else []
         if self.text_cache is None:
             return [{"input_ids": each} for each in ids]

@@ -122,7 +122,7 @@ class TextToImage(Task):
             text = {key: example[key].expand(count, *example[key].shape) for key in self._empty}
             total += self._loss(model, latents, noise, timesteps, text, None).cpu()
         model.train(was_training)
-        return {"loss": total.item() / len(self._validation)}
+        return {"validation_loss": total.item() / len(self._validation)}
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
         """One grid of prompts by strengths; at strength 0 stands the base model."""
