@@ -20,6 +20,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from accelerate.utils import send_to_device
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -40,11 +41,11 @@ class Module(Task):
 
         dataset: str
         """`package.module:function` that returns a dataset: an object with `len()` and `[index]`."""
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, Any] = Field({})
         """Named arguments for it."""
         validation: str | None = None
         """The same for held-out examples, from which `validation_loss` is computed."""
-        validation_arguments: dict[str, Any] = {}
+        validation_arguments: dict[str, Any] = Field({})
         """Named arguments for that."""
 
     class Objective(Section):
@@ -124,8 +125,8 @@ class Module(Task):
         def loss(model: nn.Module, batch: Any) -> Tensor:
             if not isinstance(batch, list | tuple) or len(batch) != 2:
                 raise DataError(
-                    f"objective.loss: {name} needs examples that are (input, target) pairs; for others write a loss "
-                    "function and name it as package.module:function"
+                    f"objective.loss: {name} needs examples that are (input, target) pairs; for others "
+                    "write a loss function and name it as package.module:function"
                 )
             return _LOSSES[name](model(batch[0]), batch[1])
 

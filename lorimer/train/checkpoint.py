@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there.
 
-    checkpoints/step-000400/  adapter.safetensors  optimizer.safetensors  optimizer.json  trainer.json  manifest.json
+    checkpoints/step-000400/  adapter.safetensors  optimizer.safetensors  optimizer.json  trainer.json
+                              manifest.json
 
 A checkpoint is written into a folder beside its place, every file synced, `manifest.json` (sizes and
 SHA-256 of the others) last, and the folder renamed. One without a manifest that holds does not exist.

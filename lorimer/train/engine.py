@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -169,8 +168,8 @@ class Run:
                     self._save()
             if "stop" in asked and not last:
                 raise Interrupted(
-                    f"stopped by {self.control.reason} after step {self.step} of {self.options.steps}; saved. "
-                    f"To go on: lorimer train --resume {self.folder.path}"
+                    f"stopped by {self.control.reason} after step {self.step} of {self.options.steps}; "
+                    f"saved. To go on: lorimer train --resume {self.folder.path}"
                 )
             self.display.advance(self.step)
 
@@ -198,10 +197,11 @@ class Run:
         self.setup.accelerator.wait_for_everyone()
 
     def _announce(self, preflight: Preflight) -> None:
-        self.journal.write("resumed" if self.saved_step else "started", self.step, **preflight.as_dict())
+        lines = preflight.lines()
+        self.journal.write("resumed" if self.saved_step else "started", self.step, preflight=lines)
         if self.main:
             again = [f"going on after step {self.step}"] if self.saved_step else []
-            self.display.start([*preflight.lines(), *again], self.step)
+            self.display.start([*lines, *again], self.step)
         if self.options.trackers:
             self.setup.accelerator.init_trackers(self.setup.recipe.name, config=self.setup.recipe.flat())
 
@@ -215,7 +215,7 @@ class Run:
             "learning_rate": self.setup.optimizer.param_groups[0]["lr"],
             "epoch": round(self.step / self.setup.order.steps_per_epoch, 4),
             "steps_per_second": 1 / seconds,
-            "seconds_left": self.clock.seconds_per_step * (self.options.steps - self.step),
+            "seconds_left": self.clock.smooth_seconds * (self.options.steps - self.step),
             "skipped": reading.skipped,
             **memory(self.setup.accelerator.device),
         }
@@ -302,8 +302,9 @@ class Run:
                 places = list_checkpoints(self.folder.checkpoints)
                 raise LorimerError(
                     f"the loss or its gradient was not finite in the last {in_a_row} steps, up to step "
-                    f"{self.step}; they changed nothing. Lower train.learning_rate, look for NaN in the data, or "
-                    f"set train.mixed_precision to bf16 or no. Newest checkpoint: {places[-1] if places else 'none'}"
+                    f"{self.step}; they changed nothing. Lower train.learning_rate, look for NaN in the data, "
+                    "or set train.mixed_precision to bf16 or no. Newest checkpoint: "
+                    f"{places[-1] if places else 'none'}"
                 )
 
     def _track(self, values: dict[str, float]) -> None:

@@ -1,8 +1,8 @@
-"""What a run says while it goes on: to programs in `events.jsonl` and `status.json`, to people on the terminal.
+"""What a run says while it goes on: to programs in `events.jsonl` and `status.json`, and to people.
 
 `events.jsonl` gets one JSON object a line, each with `event`, `time` (seconds since 1970) and `step`:
 started, step, evaluation, preview, checkpoint, and last finished, interrupted or failed. `status.json`
-holds the newest value of everything.
+holds state, step and steps, and under `newest` the newest event of each kind.
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ class Journal:
     def __init__(self, folder: RunFolder, steps: int, active: bool = True) -> None:
         self._file: IO[str] | None = folder.events.open("a", encoding="utf-8") if active else None
         self._status_file = folder.status
-        self._status: dict[str, Any] = {"state": "running", "step": 0, "steps": steps, "pid": os.getpid()}
+        self._status: dict[str, Any] = {
+            "state": "running",
+            "step": 0,
+            "steps": steps,
+            "pid": os.getpid(),
+            "newest": {},
+        }
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Add an event, and its values to the status.
+        """Add an event; the status follows.
 
         Raises:
             LorimerError: the disk is full or the like.
@@ -38,7 +44,8 @@ class Journal:
         if self._file is None:
             return
         entry = {"event": event, "time": round(time.time(), 3), "step": step, **values}
-        self._status |= {"step": step, "updated": entry["time"], **values}
+        self._status |= {"step": step, "updated": entry["time"]}
+        self._status["newest"][event] = {"step": step, **values}
         try:
             self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             self._file.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import lorimer
@@ -27,8 +28,6 @@ def export(setup: Setup, folder: RunFolder, steps: int) -> list[Path]:
         other, format = folder.adapter / (name if name != own.name else f"kohya-{name}"), "kohya"
     else:
         other, format = folder.adapter / "peft", "peft"
-    try:
+    with contextlib.suppress(FileFormatError):  # ours holds any adapter; others what their programs know
         written.append(lorimer.save(setup.adapter, other, format=format, metadata=metadata))
-    except FileFormatError:
-        pass  # our own file holds any adapter; the others hold what their programs know
     return written

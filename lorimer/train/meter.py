@@ -60,7 +60,7 @@ class Clock:
     """How fast training goes, not counting what is done between steps."""
 
     def __init__(self) -> None:
-        self.seconds_per_step: float | None = None
+        self.smooth_seconds = 0.0  # per step, over several laps
         self._started, self._aside, self._step = time.perf_counter(), 0.0, 0
 
     @contextmanager
@@ -77,10 +77,9 @@ class Clock:
         self._started, self._aside, self._step = time.perf_counter(), 0.0, step
 
     def lap(self, step: int) -> float:
-        """Seconds per step since the last lap; `seconds_per_step` follows smoothly."""
+        """Seconds per step since the last lap; `smooth_seconds` follows."""
         now = (time.perf_counter() - self._started - self._aside) / max(step - self._step, 1)
-        before = now if self.seconds_per_step is None else self.seconds_per_step
-        self.seconds_per_step = 0.7 * before + 0.3 * now
+        self.smooth_seconds = 0.7 * (self.smooth_seconds or now) + 0.3 * now
         self.restart(step)
         return now
 

@@ -40,37 +40,40 @@ def skip_unless_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None
 
 
 def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
-    """An optimiser's state dict as (tensors by name, plain data for JSON that refers to them)."""
+    """An optimiser's state dict as (tensors by name, plain data for JSON that refers to them).
+
+    Tuples become lists, which optimisers take as well.
+    """
     tensors: dict[str, Tensor] = {}
 
-    def flat(value: Any) -> Any:
+    def flat(value: Any, place: str) -> Any:
         if isinstance(value, Tensor):
-            name = str(len(tensors))
-            tensors[name] = value.detach()
-            return {"tensor": name}
+            tensors[place] = value.detach()
+            return {"tensor": place}
         if isinstance(value, dict):
-            return {"items": [[key, flat(item)] for key, item in value.items()]}
+            return {"items": [[key, flat(item, f"{place}.{key}")] for key, item in value.items()]}
         if isinstance(value, list | tuple):
-            return [flat(item) for item in value]
+            return [flat(item, f"{place}.{number}") for number, item in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise TypeError(f"an optimiser's state holds a {type(value).__name__}, which cannot be saved")
+        raise TypeError(f"{place}: an optimiser's {type(value).__name__} cannot be saved")
 
-    return tensors, flat(state)
+    return tensors, flat(state, "optimizer")
 
 
 def unflatten_state(tensors: dict[str, Tensor], data: Any) -> Any:
-    """The inverse of `flatten_state`, but for tuples, which become lists.
+    """The inverse of `flatten_state`.
 
     Raises:
-        FileFormatError: the data refers to a tensor that is not there, or has another shape.
+        FileFormatError: the data is of another shape, or refers to a tensor that is not there.
     """
     if isinstance(data, list):
         return [unflatten_state(tensors, item) for item in data]
     if not isinstance(data, dict):
         return data
-    if data.keys() == {"tensor"} and data["tensor"] in tensors:
-        return tensors[data["tensor"]]
-    if data.keys() == {"items"} and all(isinstance(pair, list) and len(pair) == 2 for pair in data["items"]):
+    try:
+        if "tensor" in data:
+            return tensors[data["tensor"]]
         return {key: unflatten_state(tensors, item) for key, item in data["items"]}
-    raise FileFormatError("the optimiser's state in the checkpoint is broken")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"the optimiser's state in the checkpoint is broken: {error}") from error

@@ -102,11 +102,11 @@ class SeededExamples(Dataset[Any]):
 
 
 def read_batches(setup: Setup, first: int, end: int) -> Iterator[Any]:
-    """Every micro-batch of this process from step `first` up to `end`, collated, read by the recipe's workers."""
+    """Every micro-batch of this process from step `first` up to `end`, collated."""
     return iter(
         DataLoader(
             SeededExamples(setup.data, setup.recipe.train.seed),
-            batch_sampler=setup.order.batches(first, end),  # type: ignore[arg-type]
+            batch_sampler=setup.order.batches(first, end),
             collate_fn=setup.task.collate,
             num_workers=setup.recipe.train.workers,
             worker_init_fn=_leave_signals_to_parent,

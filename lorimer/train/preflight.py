@@ -112,8 +112,8 @@ def require_moved(setup: Setup, before: dict[str, torch.Tensor], steps: int) -> 
     if still:
         raise LorimerError(
             f"after {steps} steps {len(still)} of {len(before)} tensors of the adapter have not moved: "
-            f"{_some(still)}. These layers take no part in the loss; name them in adapter.exclude, or correct "
-            "the model or the loss"
+            f"{_some(still)}. These layers take no part in the loss; name them in adapter.exclude, or "
+            "correct the model or the loss"
         )
 
 

@@ -18,10 +18,19 @@ import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, create_model
-from pydantic import NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+)
 
 from lorimer import registry
 from lorimer.adapters._base import Method
@@ -36,13 +45,13 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Names = Annotated[list[str], BeforeValidator(_as_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 
 
 class AdapterSection(Section):
     """What is attached, and where. Further fields are those of the method."""
 
-    aliases = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "r": "rank",
         "lora_r": "rank",
         "lora_rank": "rank",
@@ -59,14 +68,14 @@ class AdapterSection(Section):
     """Rank of the update; more rank, more it can learn, and a larger file."""
     alpha: PositiveFloat | None = None
     """The update is scaled by alpha / rank; null means alpha = rank."""
-    targets: Names = ["all-linear"]
+    targets: Names = ("all-linear",)
     """Layers to adapt: names, endings, `re:` patterns, `type:` names, or `attention`, `all-linear`,
     `all-linear-conv`."""
-    exclude: Names = []
+    exclude: Names = ()
     """Layers to leave alone, named in the same ways."""
-    rank_pattern: dict[str, PositiveInt] = {}
+    rank_pattern: dict[str, PositiveInt] = Field({})
     """Another rank for some layers: target -> rank; the first match counts."""
-    alpha_pattern: dict[str, PositiveFloat] = {}
+    alpha_pattern: dict[str, PositiveFloat] = Field({})
     """Another alpha for some layers: target -> alpha; the first match counts."""
     components: Names | None = None
     """Which parts of a model of several parts are adapted; null leaves it to the task."""
@@ -84,7 +93,7 @@ def _precision(value: Any) -> Any:
 class TrainSection(Section):
     """How training goes."""
 
-    aliases = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "lr": "learning_rate",
         "max_train_steps": "steps",
         "max_steps": "steps",
@@ -140,26 +149,30 @@ class TrainSection(Section):
     log_every: PositiveInt = 10
     """Steps between two lines of the log."""
     evaluate_every: NonNegativeInt = 0
-    """Steps between two evaluations on held-out data (also before the first step and at the end); 0: never."""
+    """Steps between two evaluations on held-out data (also before the first and at the end); 0: never."""
     preview_every: NonNegativeInt = 0
-    """Steps between two previews (also before the first step and at the end); 0: never."""
+    """Steps between two previews (also before the first and at the end); 0: never."""
     checkpoint_every: NonNegativeInt = 100
-    """Steps between two checkpoints; there is always one at the end and when a run is stopped; 0: only then."""
+    """Steps between two checkpoints; there is also one at the end and when a run is stopped; 0: only then."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints are kept, beside the best."""
-    trackers: Names = []
+    trackers: Names = ()
     """`tensorboard`, `wandb`, `mlflow`, `trackio`: where the log also goes."""
 
 
 class Recipe(Section):
     """A checked recipe. `data`, `objective` and `preview` are the task's own sections."""
 
-    aliases = {"base_model": "model", "pretrained_model_name_or_path": "model", "output_dir": "output"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "base_model": "model",
+        "pretrained_model_name_or_path": "model",
+        "output_dir": "output",
+    }
 
     task: str
     """What is trained: a task's name."""
     model: str | None = None
-    """The base model: `embedded`, a hub name, a folder, or for the task `module` a `package.module:function`."""
+    """The base model: `embedded`, a hub name, a folder; for the task `module` a `package.module:function`."""
     data: Any
     """What it learns from."""
     objective: Any
@@ -244,15 +257,17 @@ def recipe_class(task: str, method: str = "lora") -> type[Recipe]:
         UsageError: there is no task or method of that name.
     """
     plugin, config = registry.get("task", task), registry.get("method", method)
-    sections = {name: (getattr(plugin, name.capitalize()), ...) for name in ("data", "objective", "preview")}
+    sections: dict[str, Any] = {
+        name: (getattr(plugin, name.capitalize()), ...) for name in ("data", "objective", "preview")
+    }
     types = typing.get_type_hints(config)
-    own = {
+    own: dict[str, Any] = {
         field.name: (types[field.name], ... if field.default is dataclasses.MISSING else field.default)
         for field in dataclasses.fields(config)
         if field.name not in AdapterSection.model_fields
     }
-    adapter = create_model("AdapterSection", __base__=AdapterSection, **own)  # type: ignore[call-overload]
-    return create_model("Recipe", __base__=Recipe, adapter=(adapter, ...), **sections)  # type: ignore[call-overload]
+    adapter = create_model("AdapterSection", __base__=AdapterSection, **own)
+    return create_model("Recipe", __base__=Recipe, adapter=(adapter, ...), **sections)
 
 
 class _AnySection(Section):
@@ -277,8 +292,8 @@ def _schema(task: Any, method: Any, problems: list[str]) -> type[Recipe]:
                     f"{place}: no {kind} is called {name!r}.{suggest(str(name), known)} "
                     f"Known: {', '.join(known)}"
                 )
-    loose = {name: (_AnySection, ...) for name in ("data", "objective", "preview")}
-    return create_model("Recipe", __base__=Recipe, adapter=(_AnyAdapter, ...), **loose)  # type: ignore[call-overload]
+    loose: dict[str, Any] = dict.fromkeys(("data", "objective", "preview"), (_AnySection, ...))
+    return create_model("Recipe", __base__=Recipe, adapter=(_AnyAdapter, ...), **loose)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -293,7 +308,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, Any]]:
-    """(dotted place, value) of every variable that names a field; LORIMER_ variables of other use are left."""
+    """(dotted place, value) of every variable that names a field; others are left alone."""
     found = []
     for variable, text in sorted(environment.items()):
         place = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")

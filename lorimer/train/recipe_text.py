@@ -38,7 +38,7 @@ def parse_yaml(text: str, where: str) -> Any:
         RecipeError: it is not YAML, or gives a key twice; `where` and the line are named.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        return yaml.load(text, _Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -60,7 +60,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def rename_aliases(layer: Mapping[str, Any], schema: type[BaseModel], problems: list[str]) -> dict[str, Any]:
-    """`layer` with the names that other tools use replaced by ours; tells `problems` of a value given twice."""
+    """`layer` with our names for those of other tools; tells `problems` of a value given twice."""
 
     def renamed(values: Mapping[str, Any], model: type[BaseModel], place: str) -> dict[str, Any]:
         aliases: Mapping[str, str] = getattr(model, "aliases", {})

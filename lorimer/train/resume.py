@@ -15,17 +15,16 @@ from lorimer.train.seeding import number_of
 from lorimer.train.setup import Setup
 
 # What may differ when a run is resumed: none of it changes the result.
-_FREE = ("output", "preview.") + tuple(
-    f"train.{name}"
-    for name in (
-        "log_every",
-        "evaluate_every",
-        "preview_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "trackers",
-        "workers",
-    )
+_FREE = (
+    "output",
+    "preview.",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.preview_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.trackers",
+    "train.workers",
 )
 
 
@@ -88,8 +87,8 @@ def _identity(setup: Setup) -> dict[str, Any]:
 def _require_same_run(former: dict[str, Any], now: dict[str, Any]) -> None:
     if former["processes"] != now["processes"]:
         raise UsageError(
-            f"the run used {former['processes']} processes and now there are {now['processes']}; resume it with as "
-            "many, so that it goes on as it would have"
+            f"the run used {former['processes']} processes and now there are {now['processes']}; resume it "
+            "with as many, so that it goes on as it would have"
         )
     if former["examples"] != now["examples"]:
         raise DataError(

@@ -54,7 +54,7 @@ class RunFolder:
             raise UsageError(f"{self.path} holds no run: there is no recipe.yaml in it")
 
     def prepare(self, recipe: Recipe, step: int) -> None:
-        """Make what is missing, write the recipe, which makes this a run, and keep the events up to `step`."""
+        """Make what is missing, keep the events up to `step`, and write the recipe: now it is a run."""
         for folder in (self.control, self.samples, self.checkpoints):
             folder.mkdir(exist_ok=True)
         remove_unfinished(self.checkpoints)

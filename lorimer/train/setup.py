@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import Dataset
@@ -112,8 +112,8 @@ def require_base_unchanged(setup: Setup) -> None:
     if changed:
         raise LorimerError(
             f"training changed the frozen base model: {', '.join(sorted(changed)[:5])} ({len(changed)} of "
-            f"{len(setup.base)} tensors). The adapter would not fit the base as it was, so it is not exported; "
-            "the model's forward or the task's loss must not write to them"
+            f"{len(setup.base)} tensors). The adapter would not fit the base as it was, so it is not "
+            "exported; the model's forward or the task's loss must not write to them"
         )
 
 
@@ -163,8 +163,8 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
         section.method_config(),
         section.targets,
         exclude=[*section.exclude, *others],
-        rank_pattern=section.rank_pattern,
-        alpha_pattern=section.alpha_pattern,
+        rank_pattern=dict(section.rank_pattern.items()),
+        alpha_pattern=dict(section.alpha_pattern.items()),
     )
 
 
@@ -174,7 +174,7 @@ def _enable_gradient_checkpointing(model: nn.Module) -> None:
     Never the reentrant kind: where the inputs of a block need no gradient, as before frozen layers, that
     gives its adapters none either, silently.
     """
-    parts = [model.get_submodule(name) for name in getattr(model, "components", ())] or [model]
+    parts: list[Any] = [model.get_submodule(name) for name in getattr(model, "components", ())] or [model]
     able = 0
     for part in parts:
         if hasattr(part, "enable_gradient_checkpointing"):  # diffusers

@@ -54,7 +54,8 @@ def micro_loss(setup: Setup, batch: Any) -> Tensor:
         raise LorimerError(f"the loss must be one number, not {what}; take its mean")
     if not loss.requires_grad:
         raise LorimerError("nothing that trains takes part in the loss: it has no gradient")
-    return loss.float().reshape(())
+    wide = loss if loss.dtype == torch.float64 else loss.float()
+    return wide.reshape(())
 
 
 def _sum_over_processes(setup: Setup, loss: Tensor) -> Tensor:
