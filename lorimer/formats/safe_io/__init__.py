@@ -8,6 +8,7 @@ Layout of a safetensors file (https://huggingface.co/docs/safetensors):
     the rest           the tensors' bytes, one after the other, without a gap
 """
 
+from lorimer.formats.safe_io.dtypes import DTYPES
 from lorimer.formats.safe_io.reading import (
     PICKLE_SUFFIXES,
     Header,
@@ -28,6 +29,7 @@ from lorimer.formats.safe_io.writing import (
 )
 
 __all__ = [
+    "DTYPES",
     "PICKLE_SUFFIXES",
     "Header",
     "TensorInfo",

@@ -1,0 +1,108 @@
+"""Adapters of any method on models made of the names that real ones have, for the format contracts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import lorimer
+from lorimer import AdapterState, registry
+
+
+def _tree(leaves: dict[str, nn.Module]) -> nn.Module:
+    """A module with the given layers at the given paths."""
+    root = nn.Module()
+    for path, layer in leaves.items():
+        parent, *names = root, *path.split(".")
+        for name in names[:-1]:
+            if name not in parent._modules:
+                parent.add_module(name, nn.Module())
+            parent = parent.get_submodule(name)
+        parent.add_module(names[-1], layer)
+    return root
+
+
+def plain_model() -> nn.Module:
+    """Layers whose names have led others to corrupt keys: peft#2772, #3584, #3282."""
+    return _tree(
+        {
+            "fc": nn.Linear(6, 5),
+            "decoder.fc": nn.Linear(5, 6),
+            "weight.weight_proj": nn.Linear(4, 4),
+            "mlp.lora_A": nn.Linear(4, 3),
+            "mlp.lora_A_weight": nn.Linear(3, 4),
+            "layers.1.q_proj": nn.Linear(6, 6),
+            "layers.11.q_proj": nn.Linear(6, 6),
+            "layers.1.alpha": nn.Linear(6, 2),
+            "conv": nn.Conv2d(3, 4, 3),
+        }
+    )
+
+
+def picture_model() -> nn.Module:
+    """A few of Stable Diffusion's layers, under its names."""
+    model = _tree(
+        {
+            "unet.conv_in": nn.Conv2d(4, 6, 3),
+            "unet.time_embedding.linear_1": nn.Linear(5, 6),
+            "unet.down_blocks.0.attentions.0.proj_in": nn.Conv2d(6, 6, 1),
+            "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": nn.Linear(6, 6),
+            "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": nn.Linear(4, 6),
+            "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0": nn.Linear(6, 6),
+            "unet.down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj": nn.Linear(6, 8),
+            "unet.down_blocks.0.resnets.1.conv_shortcut": nn.Conv2d(6, 4, 1),
+            "unet.down_blocks.0.resnets.1.time_emb_proj": nn.Linear(6, 4),
+            "unet.up_blocks.1.upsamplers.0.conv": nn.Conv2d(4, 4, 3),
+            "text_encoder.encoder.layers.0.self_attn.q_proj": nn.Linear(6, 6),
+            "text_encoder.encoder.layers.11.mlp.fc1": nn.Linear(6, 8),
+        }
+    )
+    model.components = ("unet", "text_encoder")  # type: ignore[assignment]
+    return model
+
+
+def grouped_model() -> nn.Module:
+    """A grouped convolution, which no format but our own can hold."""
+    return _tree({"stem.conv": nn.Conv2d(4, 6, 3, groups=2), "head.fc": nn.Linear(6, 2)})
+
+
+MODELS = {"plain": plain_model, "picture": picture_model, "grouped": grouped_model}
+
+
+def adapter_state(method: str, model: str, dtype: torch.dtype = torch.float32) -> AdapterState:
+    """An adapter of `method` off its start, with several ranks and alphas none of which are equal."""
+    made = MODELS[model]()
+    layers = [path for path, module in made.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    attached = lorimer.attach(
+        made,
+        registry.get("method", method)(rank=2, alpha=3.0),
+        targets=layers,
+        rank_pattern={layers[1]: 1, layers[-1]: 3},
+        alpha_pattern={layers[1]: 0.1, layers[3 % len(layers)]: 16},
+        dtype=dtype,
+    )
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in attached.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    state = attached.state()
+    state.metadata.update(FACTS)
+    return state
+
+
+FACTS: dict[str, str] = {
+    "base_model": "org/some-model",
+    "title": "Ink «Tusche» 水墨",
+    "trigger": "in ink style",
+    "resolution": "512",
+    "steps": "400",
+}
+
+
+def tensors_of(state: AdapterState) -> dict[str, Any]:
+    """Everything in a state that a file must keep, by layer."""
+    return {
+        path: (layer.rank, layer.alpha, layer.groups, layer.tensors) for path, layer in state.layers.items()
+    }
