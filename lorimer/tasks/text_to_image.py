@@ -147,16 +147,17 @@ class TextToImage(Task):
 
     def metadata(self) -> dict[str, str]:
         model = self.recipe.model or "embedded"
-        words = Counter(
-            word.strip() for caption in self._captions for word in caption.split(",") if word.strip()
-        )
+        tags = [tag.strip() for caption in self._captions for tag in caption.split(",") if tag.strip()]
+        frequency = {
+            self.recipe.name: dict(Counter(tags).most_common())
+        }  # by set of pictures, as kohya has it
         return {
             "base_model": Path(model).name if Path(model).is_dir() else model,
             "trigger": self.recipe.data.trigger or "",
             "resolution": str(self._resolution),
             "prediction_type": self._prediction_type,
-            "num_train_images": str(len(self._captions)),
-            "tag_frequency": json.dumps(dict(words.most_common()), ensure_ascii=False),
+            "pictures": str(len(self._captions)),
+            "tag_frequency": json.dumps(frequency, ensure_ascii=False),
         }
 
     def _checked_resolution(self, model: DiffusionModel) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -157,7 +158,8 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
                 f"adapter.components: the model has no part called {name!r}.{suggest(name, parts)} "
                 f"Known: {', '.join(parts) or 'none, since it is one piece'}"
             )
-    others = [rf"re:{name}\..*" for name in parts if wanted and name not in wanted]
+    children = [name for name, _ in model.named_children()]  # parts that never are adapted among them
+    others = [rf"re:{re.escape(name)}(\..*)?" for name in children if wanted and name not in wanted]
     return attach(
         model,
         section.method_config(),
@@ -174,7 +176,8 @@ def _enable_gradient_checkpointing(model: nn.Module) -> None:
     Never the reentrant kind: where the inputs of a block need no gradient, as before frozen layers, that
     gives its adapters none either, silently.
     """
-    parts: list[Any] = [model.get_submodule(name) for name in getattr(model, "components", ())] or [model]
+    names = () if hasattr(model, "enable_gradient_checkpointing") else getattr(model, "components", ())
+    parts: list[Any] = [model.get_submodule(name) for name in names] or [model]
     able = 0
     for part in parts:
         if hasattr(part, "enable_gradient_checkpointing"):  # diffusers

@@ -361,8 +361,8 @@ def test_the_file_says_how_it_was_made_but_not_where(
     _ready(task)
     facts = task.metadata()
     assert facts["base_model"] == noise_model.name
-    assert (facts["trigger"], facts["resolution"], facts["num_train_images"]) == ("sks", "32", "6")
-    assert json.loads(facts["tag_frequency"])["球"] == 1
+    assert (facts["trigger"], facts["resolution"], facts["pictures"]) == ("sks", "32", "6")
+    assert json.loads(facts["tag_frequency"])["run"]["球"] == 1
     assert not any(str(folder) in value for value in facts.values() for folder in (noise_model, balls))
 
 
