@@ -1,4 +1,6 @@
-"""From what a person names on the command line to a picture model with the adapter on it."""
+"""From what a person names on the command line to a picture model with the adapter on it. Commands
+import this file when they run, since it imports torch.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+import lorimer
+from lorimer.cli._runs import adapter_file
 from lorimer.errors import UsageError
+from lorimer.ops.files import attach_state
+from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
+from lorimer.train.recipe import load_recipe
+from lorimer.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lorimer.adapters._state import AdapterState
     from lorimer.attachment.attached import AttachedAdapter
-    from lorimer.tasks._diffusion import DiffusionModel
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,6 @@ def load_adapted(source: Path, model_name: str | None) -> AdaptedModel:
         UsageError: the run has no adapter yet, or nothing says which base model is meant.
         FileFormatError: the file is broken or does not fit the model.
     """
-    import torch
-
-    import lorimer
-    from lorimer.ops.files import attach_state
-    from lorimer.tasks._diffusion import load_diffusion
-
     file = adapter_file(source)
     state = lorimer.read(file)
     model = load_diffusion(model_name or _base_model(source, state))
@@ -62,9 +65,6 @@ def draw(
 ) -> list[list[Image]]:
     """One row for each prompt and its seed, one picture in it for each strength. `settings` go to
     `lorimer.tasks._diffusion.sample`."""
-    import lorimer
-    from lorimer.tasks._diffusion import sample
-
     columns = []
     for strength in strengths:
         with lorimer.strength(model, strength):
@@ -72,33 +72,20 @@ def draw(
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def adapter_file(source: Path) -> Path:
-    """The adapter that `source` stands for: that of a run folder, else `source` itself.
-
-    Raises:
-        UsageError: the run has none yet.
-    """
-    if not (source / "recipe.yaml").is_file():
-        return source
-    file = source / "adapter" / "adapter.safetensors"
-    if not file.is_file():
-        raise UsageError(
-            f"{source} has no adapter yet; finish training with: lorimer train --resume {source}"
-        )
-    return file
-
-
 def _base_model(source: Path, state: AdapterState) -> str:
     """What the adapter was trained on. A run's own recipe is trusted; what a file from elsewhere names is
-    only shown, since loading it could fetch anything from the hub."""
-    named = state.metadata.get("base_model")
-    if (source / "recipe.yaml").is_file():
-        from lorimer.train.recipe import load_recipe
+    only shown, since loading it could fetch anything from the hub.
 
-        named = load_recipe(source / "recipe.yaml", environment={}).model
-    elif named != "embedded":
+    Raises:
+        UsageError: that is not to be known, or no picture model.
+    """
+    if RunFolder(source).recipe.is_file():
+        recipe = load_recipe(RunFolder(source).recipe, environment={})
+        if recipe.task != "text-to-image" or recipe.model is None:
+            raise UsageError(f"{source} is a run of the task {recipe.task}, which draws no pictures")
+        return recipe.model
+    named = state.metadata.get("base_model")
+    if named != "embedded":
         hint = f"; the file names {named!r}" if named else ""
         raise UsageError(f"{source}: say which base model to load with --model{hint}")
-    if named is None:
-        raise UsageError(f"{source} is no run of a picture model: its recipe names no model")
     return named

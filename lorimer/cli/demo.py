@@ -24,9 +24,10 @@ def demo(
     minutes on two CPU cores and no network. Called again after an interruption, it goes on where it stopped;
     once finished, it only draws again.
     """
-    from lorimer.cli._pictures import adapter_file, draw, load_adapted
+    from lorimer.cli._pictures import draw, load_adapted
     from lorimer.tasks._grid import labelled_grid
     from lorimer.tasks._picture_data import with_trigger
+    from lorimer.train.run_folder import RunFolder
 
     recipe, seconds = _train(output)
     adapted = load_adapted(output, None)
@@ -45,7 +46,7 @@ def demo(
     title = "Before and after: none of these was among the 24 pictures it learned from"
     picture = output / "before-and-after.png"
     labelled_grid(rows, prompts, heads, title).save(picture)
-    kohya = adapter_file(output).with_name(f"{output.name}.safetensors")
+    kohya = RunFolder(output).adapter / f"{output.name}.safetensors"
     typer.echo(f"""
 picture   {picture}
 adapter   {kohya} ({kohya.stat().st_size / 1e3:.0f} kB)
@@ -61,12 +62,14 @@ FOLDER holds pictures, each with its caption beside it in a text file of the sam
 
 def _train(output: Path) -> tuple[Recipe, str]:
     """The run's recipe and how long training took, after training what is not trained yet."""
+    from lorimer.cli._runs import adapter_of
     from lorimer.train import engine
     from lorimer.train.recipe import load_recipe
+    from lorimer.train.run_folder import RunFolder
 
-    if (output / "recipe.yaml").is_file():
-        recipe = load_recipe(output / "recipe.yaml", environment={})
-        if (output / "adapter" / "adapter.safetensors").is_file():
+    if RunFolder(output).recipe.is_file():
+        recipe = load_recipe(RunFolder(output).recipe, environment={})
+        if adapter_of(output).is_file():
             return recipe, f"done before; for a new run: lorimer demo --output {output}-2"
         typer.echo(f"going on with the run in {output}")
         result = engine.train(recipe, resume=output)

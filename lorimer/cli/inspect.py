@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from lorimer.cli._options import AsJson
+from lorimer.cli._options import AdapterSource, AsJson
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An adapter in any known format.", show_default=False)],
+    source: AdapterSource,
     as_json: AsJson = False,
 ) -> None:
     """Show what an adapter file holds.
 
     Method, rank, alpha, targets, norms, base model and trigger."""
+    from lorimer.cli._runs import adapter_file
     from lorimer.ops.inspect import inspect as inspect_file
 
-    found = inspect_file(file)
+    found = inspect_file(adapter_file(source))
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.lines()))

@@ -23,18 +23,20 @@ def train(
 ) -> None:
     """Train an adapter.
 
-    Ctrl-C and SIGTERM save a checkpoint and exit with code 130; --resume goes on from there.
+    Ctrl-C and SIGTERM save a checkpoint and exit with code 130; --resume goes on from there and gives the
+    adapter that an uninterrupted run gives.
     """
     from lorimer.train import engine
     from lorimer.train.recipe import load_recipe
+    from lorimer.train.run_folder import RunFolder
 
-    if (recipe is None) == (resume is None):
-        raise UsageError(
-            "name either a recipe (lorimer train recipe.yaml) or a run (lorimer train --resume RUN)"
-        )
-    if resume is None:
-        assert recipe is not None
-        result = engine.train(load_recipe(recipe, overrides or []))
+    changes = overrides or []
+    if resume is not None:
+        RunFolder(resume).require_run()
+        changes = [str(recipe), *changes] if recipe else changes
+        loaded = load_recipe(RunFolder(resume).recipe, changes, environment={})
+    elif recipe is not None:
+        loaded = load_recipe(recipe, changes)
     else:
-        result = engine.train(load_recipe(resume / "recipe.yaml", environment={}), resume=resume)
-    typer.echo(f"adapter: {result.adapter}")
+        raise UsageError("name a recipe (lorimer train recipe.yaml) or a run (lorimer train --resume RUN)")
+    typer.echo(f"adapter: {engine.train(loaded, resume=resume).adapter}")

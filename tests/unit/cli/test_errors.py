@@ -58,9 +58,10 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 
 
 def test_train_wants_a_recipe_or_a_run(tmp_path: Path) -> None:
-    for arguments in ([], [tmp_path / "recipe.yaml", "--resume", tmp_path]):
-        ran = lorimer("train", *arguments)
-        assert ran.code == 2 and "--resume RUN" in ran.err
+    ran = lorimer("train")
+    assert ran.code == 2 and "--resume RUN" in ran.err
+    ran = lorimer("train", "--resume", tmp_path / "nothing")
+    assert ran.code == 2 and f"{tmp_path / 'nothing'} holds no run" in ran.err
 
 
 def test_inspecting_nothing_names_the_path(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,12 @@ def test_merge_never_overwrites(base: Path, adapter: Path, tmp_path: Path) -> No
     (tmp_path / "keep.txt").write_text("mine", encoding="utf-8")
     ran = lorimer("merge", adapter, "--model", base, "--output", tmp_path)
     assert ran.code == 2 and (tmp_path / "keep.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("command", [("sample", "--prompt", "cat"), ("merge", "--output", "merged")])
+def test_without_the_picture_packages_it_says_which_extra_to_install(
+    command: tuple[str, ...], adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    ran = lorimer(*command, adapter, "--model", base)
+    assert ran.code == 4 and 'pip install "lorimer[pictures]"' in ran.err

@@ -1,0 +1,28 @@
+"""From a run folder to its adapter. Commands import this file when they run, since it imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorimer.errors import UsageError
+from lorimer.train.run_folder import RunFolder
+
+
+def adapter_of(run: Path) -> Path:
+    """Where a run puts its adapter in lorimer's own format."""
+    return RunFolder(run).adapter / "adapter.safetensors"
+
+
+def adapter_file(source: Path) -> Path:
+    """The adapter that `source` stands for: that of a run folder, else `source` itself.
+
+    Raises:
+        UsageError: the run has none yet.
+    """
+    if not RunFolder(source).recipe.is_file():
+        return source
+    if not adapter_of(source).is_file():
+        raise UsageError(
+            f"{source} has no adapter yet; finish training with: lorimer train --resume {source}"
+        )
+    return adapter_of(source)
