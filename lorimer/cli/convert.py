@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from lorimer import registry
-from lorimer.cli._options import AsJson
+from lorimer.cli._options import AdapterSource, AsJson
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="An adapter: a file or folder.")],
+    source: AdapterSource,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Where to write.")],
     to: Annotated[
         str,
@@ -31,9 +31,10 @@ def convert(
 ) -> None:
     """Write an adapter in another file format.
 
-    The format of FILE is recognised.     Every tensor is carried over or nothing is written.
+    The format of a file is recognised. Every tensor is carried over or nothing is written.
     """
+    from lorimer.cli._runs import adapter_file
     from lorimer.ops.convert import convert as convert_file
 
-    written = convert_file(source, target, to=to, dtype=dtype)
+    written = convert_file(adapter_file(source), target, to=to, dtype=dtype)
     typer.echo(json.dumps({"file": str(written), "format": to}) if as_json else f"wrote {written}")
