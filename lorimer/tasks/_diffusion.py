@@ -14,6 +14,7 @@ what is tested on the small model is what loads the large one.
 from __future__ import annotations
 
 import inspect
+import math
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -128,6 +129,22 @@ class DiffusionModel(nn.Module):
         """The side in pixels of the pictures that the model was made for."""
         return int(self.unet.config.sample_size) * self.pixels_per_latent  # type: ignore[union-attr, arg-type]
 
+    def checked_resolution(self, resolution: int | None) -> int:
+        """`resolution`, or the model's own where it is None.
+
+        Raises:
+            UsageError: the model cannot draw pictures of that side.
+        """
+        side = resolution or self.resolution
+        unit = math.lcm(8, self.pixels_per_latent)  # the pipeline asks for eights
+        if side % unit:
+            lower = max(side // unit * unit, unit)
+            raise UsageError(
+                f"resolution must be a multiple of {unit} for this model, such as {lower} or {lower + unit}, "
+                f"not {side}"
+            )
+        return side
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (len(texts), tokens), padded and cut to the length that the text encoder takes."""
         return self.tokenizer(
@@ -216,12 +233,12 @@ def sample(
         batch_size: how many pictures are drawn at once; bounds the memory.
 
     Raises:
-        UsageError: lengths differ.
+        UsageError: lengths differ, or the model cannot draw pictures of that resolution.
         LorimerError: a picture came out with NaN or infinity.
     """
     if len(prompts) != len(seeds):
         raise UsageError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt")
-    side = resolution or model.resolution
+    side = model.checked_resolution(resolution)
     pictures: list[Image] = []
     with ExitStack() as stack:
         stack.enter_context(quiet())

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lorimer.errors import FileFormatError
+from lorimer.errors import FileFormatError, LorimerError
 from lorimer.formats.safe_io import read_safetensors, write_safetensors
 
 Encoder = Callable[[Tensor], tuple[Tensor, ...]]
@@ -55,6 +55,9 @@ class EncodingCache:
             inputs: tensors of one shape, without a batch dimension; equal ones are encoded once.
             encode: batch of inputs -> batches of outputs, one for each name. Called for what is not on disk.
             batch_size: how many inputs it is given at once.
+
+        Raises:
+            LorimerError: an encoding holds NaN or infinity, or cannot be written.
         """
         keys = [self._key(each) for each in inputs]
         found = {key: encoding for key in dict.fromkeys(keys) if (encoding := self._read(key)) is not None}
@@ -71,7 +74,7 @@ class EncodingCache:
                 found[key] = {
                     name: output[number].clone() for name, output in zip(self.names, outputs, strict=True)
                 }
-                write_safetensors(found[key], self._path(key), {"key": key})
+                self._write(key, found[key])
         return [found[key] for key in keys]
 
     def _key(self, each: Tensor) -> str:
@@ -93,6 +96,16 @@ class EncodingCache:
         except FileFormatError:
             return None
         return tensors if tensors.keys() == set(self.names) and metadata.get("key") == key else None
+
+    def _write(self, key: str, encoding: dict[str, Tensor]) -> None:
+        if not all(torch.isfinite(tensor).all() for tensor in encoding.values()):
+            raise LorimerError(
+                "encoding pictures and captions gave NaN or infinity; the model's weights are broken"
+            )
+        try:
+            write_safetensors(encoding, self._path(key), {"key": key})
+        except LorimerError as error:
+            raise LorimerError(f"{error}; name another folder for encodings with data.cache") from error
 
 
 def fingerprint(encoder: nn.Module) -> str:

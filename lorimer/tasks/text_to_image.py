@@ -59,11 +59,12 @@ class TextToImage(Task):
         model = load_diffusion(self.recipe.model or "embedded")
         self._alphas_cumprod = model.alphas_cumprod
         self._prediction_type = model.prediction_type
-        self._resolution = self._checked_resolution(model)
+        self._resolution = model.checked_resolution(self.recipe.data.resolution)
         return model
 
     def data(self, model: nn.Module) -> Dataset[Any]:
         assert isinstance(model, DiffusionModel)
+        self._notes = []
         training, held_out = self._read()
         self._captions = [picture.caption for picture in training]
         cache = self.recipe.data.cache or default_cache_folder()
@@ -159,17 +160,6 @@ class TextToImage(Task):
             "pictures": str(len(self._captions)),
             "tag_frequency": json.dumps(frequency, ensure_ascii=False),
         }
-
-    def _checked_resolution(self, model: DiffusionModel) -> int:
-        resolution = self.recipe.data.resolution or model.resolution
-        unit = model.pixels_per_latent * 2 ** (len(model.unet.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
-        if resolution % unit:
-            lower = max(resolution // unit * unit, unit)
-            raise RecipeError(
-                f"data.resolution: must be a multiple of {unit} for this model, such as {lower} or "
-                f"{lower + unit}, not {resolution}"
-            )
-        return resolution
 
     def _read(self) -> tuple[list[Picture], list[Picture]]:
         """(training pictures, held-out pictures) with the trigger in their captions."""

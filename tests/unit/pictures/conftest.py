@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -48,7 +47,7 @@ def balls(tmp_path: Path) -> Path:
 def make_task(tmp_path: Path, noise_model: Path, balls: Path) -> Callable[..., TextToImage]:
     """Builds the task from a recipe with these overrides; its cache is the test's own."""
 
-    def make(*overrides: str, **sections: Any) -> TextToImage:
+    def make(*overrides: str) -> TextToImage:
         recipe = {
             "task": "text-to-image",
             "model": str(noise_model),

@@ -253,7 +253,9 @@ def test_guidance_negative_prompt_and_resolution_matter(model: DiffusionModel) -
     base = _arrays(model)
     assert np.abs(_arrays(model, guidance=1.0) - base).max() > 1
     assert np.abs(_arrays(model, negative_prompt="a tree") - base).max() > 1
-    assert _arrays(model, resolution=64).shape == (3, 64, 64, 3)
+    assert _arrays(model, resolution=40).shape == (3, 40, 40, 3)
+    with pytest.raises(UsageError, match="multiple of 8"):
+        _arrays(model, resolution=36)
 
 
 def test_sampling_gives_the_training_mode_back(model: DiffusionModel) -> None:

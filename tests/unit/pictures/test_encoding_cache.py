@@ -89,6 +89,12 @@ def test_an_encoding_with_nan_is_refused(tmp_path: Path) -> None:
         _cache(tmp_path).encode([torch.tensor([1.0])], lambda batch: (batch / 0 * 0, batch), batch_size=8)
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LorimerError, match=r"file/encodings(.|\n)*data\.cache"):
+        _cache(tmp_path / "file").encode([torch.tensor([1])], _Counting(), batch_size=8)
+
+
 def test_the_fingerprint_is_of_the_network_not_of_its_place(tmp_path: Path) -> None:
     here, there = (load_diffusion(str(save_tiny_pipeline(tmp_path / place))) for place in ("here", "there"))
     assert fingerprint(here.vae) == fingerprint(there.vae)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import lorimer
 from lorimer import LoRA
-from lorimer.errors import DataError, RecipeError
+from lorimer.errors import DataError, RecipeError, UsageError
 from lorimer.tasks._diffusion import DiffusionModel
 from lorimer.tasks._picture_data import read_pictures
 from lorimer.tasks.text_to_image import TextToImage
@@ -297,7 +297,7 @@ def test_validation_from_a_folder_of_its_own(make_task: MakeTask, tmp_path: Path
 
 
 def test_impossible_wishes_are_refused(make_task: MakeTask, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"multiple of 8 .* such as 32 or 40, not 36"):
+    with pytest.raises(UsageError, match=r"resolution must be a multiple of 8 .* such as 32 or 40, not 36"):
         make_task("data.resolution=36").model()
     with pytest.raises(RecipeError, match="a path or a fraction"):
         _ready(make_task("data.validation={path: x, fraction: 0.5}"))
