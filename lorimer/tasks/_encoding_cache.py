@@ -48,33 +48,33 @@ class EncodingCache:
         self.hits = 0
         self.misses = 0
 
-    def encode(self, inputs: Sequence[Tensor], encode: Encoder, batch_size: int) -> list[dict[str, Tensor]]:
+    def encode(self, inputs: Sequence[Tensor], encode: Encoder) -> list[dict[str, Tensor]]:
         """For each input its encoding, name -> tensor on the CPU in float32, without a batch dimension.
 
+        Each input is encoded alone: a batch would round otherwise, and an encoding must not depend on what
+        else happened to be missing, or a resumed run would differ in the last bits.
+
         Args:
-            inputs: tensors of one shape, without a batch dimension; equal ones are encoded once.
-            encode: batch of inputs -> batches of outputs, one for each name. Called for what is not on disk.
-            batch_size: how many inputs it is given at once.
+            inputs: tensors without a batch dimension; equal ones are encoded once.
+            encode: batch of one input -> one such batch for each name. Called for what is not on disk.
 
         Raises:
             LorimerError: an encoding holds NaN or infinity, or cannot be written.
         """
+        found: dict[str, dict[str, Tensor]] = {}
         keys = [self._key(each) for each in inputs]
-        found = {key: encoding for key in dict.fromkeys(keys) if (encoding := self._read(key)) is not None}
-        missing = {key: each for key, each in zip(keys, inputs, strict=True) if key not in found}
-        self.hits += len(found)
-        self.misses += len(missing)
-        waiting = list(missing)
-        for start in range(0, len(waiting), batch_size):
-            batch = waiting[start : start + batch_size]
-            outputs = [
-                output.float().cpu() for output in encode(torch.stack([missing[key] for key in batch]))
-            ]
-            for number, key in enumerate(batch):
-                found[key] = {
-                    name: output[number].clone() for name, output in zip(self.names, outputs, strict=True)
-                }
-                self._write(key, found[key])
+        for key, each in zip(keys, inputs, strict=True):
+            if key in found:
+                continue
+            kept = self._read(key)
+            if kept is None:
+                self.misses += 1
+                outputs = zip(self.names, encode(each[None]), strict=True)
+                kept = {name: output[0].float().cpu() for name, output in outputs}
+                self._write(key, kept)
+            else:
+                self.hits += 1
+            found[key] = kept
         return [found[key] for key in keys]
 
     def _key(self, each: Tensor) -> str:

@@ -26,7 +26,7 @@ class PictureEncoder:
     def __call__(self, pictures: Sequence[Picture], mirrored: bool = False) -> list[Example]:
         """One example each: latent mean and std (channels, height, width), and its text."""
         pixels = [picture.pixels.flip(2) if mirrored else picture.pixels for picture in pictures]
-        latents = self.latent_cache.encode(pixels, self._encode_pixels, batch_size=4)
+        latents = self.latent_cache.encode(pixels, self._encode_pixels)
         texts = self.texts([picture.caption for picture in pictures])
         return [latent | text for latent, text in zip(latents, texts, strict=True)]
 
@@ -35,7 +35,7 @@ class PictureEncoder:
         ids = list(self.model.tokenize(captions)) if captions else []
         if self.text_cache is None:
             return [{"input_ids": each} for each in ids]
-        return self.text_cache.encode(ids, lambda batch: (self.model.encode_texts(batch),), batch_size=32)
+        return self.text_cache.encode(ids, lambda batch: (self.model.encode_texts(batch),))
 
     def cut_captions(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than the text encoder takes."""

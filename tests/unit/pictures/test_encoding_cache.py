@@ -31,21 +31,21 @@ def _cache(folder: Path, encoder: nn.Module | None = None) -> EncodingCache:
 def test_nothing_is_encoded_twice_in_one_run_or_the_next(tmp_path: Path) -> None:
     inputs = [torch.tensor([1, 2]), torch.tensor([3, 4]), torch.tensor([1, 2])]
     first, again = _Counting(), _Counting()
-    fresh = _cache(tmp_path).encode(inputs, first, batch_size=8)
-    kept = _cache(tmp_path).encode(inputs, again, batch_size=8)
-    assert first.batches == [2] and again.batches == []
+    fresh = _cache(tmp_path).encode(inputs, first)
+    kept = _cache(tmp_path).encode(inputs, again)
+    assert first.batches == [1, 1] and again.batches == []
     for left, right in zip(fresh, kept, strict=True):
         assert left.keys() == {"double", "next"}
         assert all(torch.equal(left[name], right[name]) for name in left)
     assert fresh[2]["double"].tolist() == [2.0, 4.0]
 
 
-def test_batches_are_bounded(tmp_path: Path) -> None:
+def test_each_input_is_encoded_alone(tmp_path: Path) -> None:
     counting = _Counting()
-    inputs = [torch.tensor([number]) for number in range(7)]
-    encoded = _cache(tmp_path).encode(inputs, counting, batch_size=3)
-    assert counting.batches == [3, 3, 1]
-    assert [each["next"].item() for each in encoded] == [1, 2, 3, 4, 5, 6, 7]
+    inputs = [torch.tensor([number]) for number in range(3)]
+    encoded = _cache(tmp_path).encode(inputs, counting)
+    assert counting.batches == [1, 1, 1]
+    assert [each["next"].item() for each in encoded] == [1, 2, 3]
 
 
 def test_another_input_shape_type_or_encoder_is_another_key(tmp_path: Path) -> None:
@@ -61,14 +61,14 @@ def test_another_input_shape_type_or_encoder_is_another_key(tmp_path: Path) -> N
             (torch.tensor([1, 2]), other_encoder),
         ]
     ):
-        _cache(tmp_path, encoder).encode([value], counting, batch_size=8)
+        _cache(tmp_path, encoder).encode([value], counting)
         assert len(counting.batches) == number + 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "swapped", "foreign"])
 def test_a_broken_entry_is_made_anew(tmp_path: Path, damage: str) -> None:
     inputs = [torch.tensor([1, 2]), torch.tensor([3, 4])]
-    _cache(tmp_path).encode(inputs, _Counting(), batch_size=8)
+    _cache(tmp_path).encode(inputs, _Counting())
     one, other = sorted(tmp_path.rglob("*.safetensors"))
     contents = {
         "cut": one.read_bytes()[:-3],
@@ -78,21 +78,21 @@ def test_a_broken_entry_is_made_anew(tmp_path: Path, damage: str) -> None:
     }
     one.write_bytes(contents[damage])
     counting = _Counting()
-    encoded = _cache(tmp_path).encode(inputs, counting, batch_size=8)
+    encoded = _cache(tmp_path).encode(inputs, counting)
     assert counting.batches == [1]
     assert [each["double"].tolist() for each in encoded] == [[2.0, 4.0], [6.0, 8.0]]
-    assert _cache(tmp_path).encode(inputs, counting, batch_size=8) is not None and counting.batches == [1]
+    assert _cache(tmp_path).encode(inputs, counting) is not None and counting.batches == [1]
 
 
 def test_an_encoding_with_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LorimerError, match="NaN"):
-        _cache(tmp_path).encode([torch.tensor([1.0])], lambda batch: (batch / 0 * 0, batch), batch_size=8)
+        _cache(tmp_path).encode([torch.tensor([1.0])], lambda batch: (batch / 0 * 0, batch))
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LorimerError, match=r"file/encodings(.|\n)*data\.cache"):
-        _cache(tmp_path / "file").encode([torch.tensor([1])], _Counting(), batch_size=8)
+        _cache(tmp_path / "file").encode([torch.tensor([1])], _Counting())
 
 
 def test_the_fingerprint_is_of_the_network_not_of_its_place(tmp_path: Path) -> None:
