@@ -22,3 +22,14 @@ def relative_difference(left: torch.Tensor, right: torch.Tensor) -> float:
     """Largest difference relative to the largest entry."""
     scale = max(left.abs().max().item(), right.abs().max().item(), 1e-30)
     return (left.double() - right.double()).abs().max().item() / scale
+
+# The same adapter in another program (PEFT, diffusers) on a whole small network in float32: each layer sums
+# in another order, as in SAME_OUTPUT, and the network magnifies it; a lost scale is off by 0.01 and more.
+SAME_NETWORK_OUTPUT = 1e-4
+
+# A layer's update read back from a file whose alpha stands in float32.
+SAME_UPDATE = 1e-6
+
+# A step cut into micro-batches against the same step as one batch, relative to the tensor's largest
+# entry: float64 sums in another order, but shares and clipping pass through float32 scalars.
+SAME_SUM = 1e-5

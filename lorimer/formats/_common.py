@@ -242,6 +242,8 @@ def portable(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_folders(text: str) -> str:
+    if text.startswith("data:"):  # a thumbnail, whose base64 may look like a path
+        return text
     if re.match(r"(file://)?([A-Za-z]:[\\/]|\\\\|~[\\/]|/(?!/))[^\n]*$", text):  # all of it, spaces included
         return re.split(r"[\\/]", text.rstrip("\\/"))[-1]
     return _ABSOLUTE.sub(r"\1", text)

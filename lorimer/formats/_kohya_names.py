@@ -19,7 +19,7 @@ _WORDS = """
     add_embedding add_k_proj add_q_proj add_v_proj attentions attn attn1 attn2 class_embedding cond_proj conv
     conv1 conv2 conv_in conv_norm_out conv_out conv_shortcut down_blocks downsamplers embeddings encoder
     encoder_hid_proj fc1 fc2 ff final_layer_norm fuser group_norm k_proj layer_norm1 layer_norm2 layers linear
-    linear_1 linear_2 mid_block mlp motion_modules net norm norm1 norm2 norm3 out_proj pool
+    linear_1 linear_2 linears mid_block mlp motion_modules net norm norm1 norm2 norm3 out_proj pool
     position_embedding position_net proj proj_in proj_out q_proj resnets self_attn temp_attentions temp_convs
     text_model text_proj text_projection time_emb_proj time_embedding to_add_out to_k to_out to_q to_v
     token_embedding transformer_blocks up_blocks upsamplers v_proj
