@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -16,11 +17,21 @@ from lorimer import registry
 from lorimer.adapters._base import Method
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
-from lorimer.formats.safe_io import parse_json
+from lorimer.formats.safe_io import parse_json, read_safetensors
 
 MAX_RANK = 16_384
+MAX_BYTES = 16 * 2**30  # of an adapter's tensors
 # Header entry of files whose own format has no place for a method's config and for facts such as the title.
 MARKER = "lorimer_adapter"
+
+
+def read_adapter_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header entries of an adapter's weight file.
+
+    Raises:
+        FileFormatError: the file is broken, or larger than any adapter.
+    """
+    return read_safetensors(path, max_bytes=MAX_BYTES)
 
 
 def shown(keys: Iterable[str]) -> str:
@@ -166,10 +177,11 @@ def checked_method(value: Any, where: str) -> str:
 
 
 def checked_components(value: Any, where: str) -> tuple[str, ...]:
-    """Names of a model's components, from outside."""
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise FileFormatError(f"{where}: components must be a list of names")
-    return tuple(value)
+    """Names of a model's components, from outside; plain ones, since folders are called after them."""
+    names = value if isinstance(value, list) else [None]
+    if not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise FileFormatError(f"{where}: components must be a list of plain names")
+    return tuple(names)
 
 
 def checked_config(method: type[Method], config: Any, where: str) -> dict[str, Any]:

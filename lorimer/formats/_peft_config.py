@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lorimer import registry
@@ -27,8 +27,9 @@ _HARMLESS = """
 """
 # Initialisers that leave the base model's weights alone; others move a part of them into the adapter.
 _BASE_KEEPING_INITIALISERS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-_MAX_PATTERN = 1000
-_MAX_PATH = 1000
+_MAX_KEYS = 5000
+_MAX_LENGTH = 1000  # of a key or a path
+_MAX_STEPS = 2e9  # of matching all keys against all paths; some seconds
 
 
 def peft_config(
@@ -82,8 +83,8 @@ def read_peft_config(
     _refuse_unsupported(config, method, where)
     default_rank = checked_rank(config.get("r", 8), f"{where}: r")
     default_alpha = checked_alpha(config.get(_alpha_field(method), 8), f"{where}: {_alpha_field(method)}")
-    rank_pattern = _pattern(config, "rank_pattern", where)
-    alpha_pattern = _pattern(config, "alpha_pattern", where)
+    rank_pattern = _pattern(config, "rank_pattern", ranks, where)
+    alpha_pattern = _pattern(config, "alpha_pattern", ranks, where)
     settled = {}
     for path, shape_rank in ranks.items():
         names = (path, optional_prefix + path)
@@ -143,16 +144,20 @@ def _refuse_unsupported(config: Mapping[str, Any], method: type[Method], where: 
         raise FileFormatError(f"{where}: lorimer does not support its {shown(unsupported)}; merge it in PEFT")
 
 
-def _pattern(config: Mapping[str, Any], field: str, where: str) -> dict[re.Pattern[str], Any]:
-    """A pattern field with its keys compiled. Keys are regular expressions from outside: those that could
-    take for ever (a repeated group, many repetitions) are refused."""
+def _pattern(
+    config: Mapping[str, Any], field: str, paths: Collection[str], where: str
+) -> dict[re.Pattern[str], Any]:
+    """A pattern field with its keys compiled; those that could take for ever on `paths` are refused."""
     entries = config.get(field) or {}
     if not isinstance(entries, dict):
         raise FileFormatError(f"{where}: {field} must be a mapping")
-    compiled = {}
+    longest = max(map(len, paths))
+    if len(entries) > _MAX_KEYS or longest > _MAX_LENGTH:
+        raise FileFormatError(f"{where}: {field} has too many keys, or a layer's path is too long")
+    compiled, steps = {}, 0.0
     for key, value in entries.items():
-        bare = re.sub(r"\\.", "", key)
-        if len(key) > _MAX_PATTERN or re.search(r"\)\s*[*+{]", bare) or len(re.findall(r"[*+{]", bare)) > 2:
+        steps += len(paths) * _steps(key, longest)
+        if steps > _MAX_STEPS:
             raise FileFormatError(f"{where}: {field}: {key[:60]!r} is too complicated a pattern")
         try:
             compiled[re.compile(rf"(.*\.)?({key})$")] = value
@@ -161,8 +166,22 @@ def _pattern(config: Mapping[str, Any], field: str, where: str) -> dict[re.Patte
     return compiled
 
 
+def _steps(key: str, length: int) -> float:
+    """How many steps matching a regular expression on a path of `length` may take, at worst."""
+    bare = re.sub(r"\(\?[:=!]", "(", re.sub(r"\\.", "", key))
+    if len(key) > _MAX_LENGTH or re.search(r"\)\s*[*+{]", bare):  # a repeated group can be exponential
+        return math.inf
+    repeats, options, choices = len(re.findall(r"[*+{]", bare)), bare.count("?"), bare.count("|")
+    groups = bare.count("(") + 1
+    try:
+        return float((length + 1) ** (repeats + 1) * 2**options * (1 + choices) ** groups)
+    except OverflowError:
+        return math.inf
+
+
 def _lookup(pattern: Mapping[re.Pattern[str], Any], names: Sequence[str], default: Any) -> Any:
+    """The value of the first key that matches one of a layer's names."""
     for expression, value in pattern.items():
-        if any(len(name) <= _MAX_PATH and expression.match(name) for name in names):
+        if any(expression.match(name) for name in names):
             return value
     return default

@@ -21,6 +21,7 @@ from lorimer.formats._common import (
     keyed_tensors,
     make_layer,
     rank_of,
+    read_adapter_tensors,
     read_marker,
     sort_by_layer,
     write_marker,
@@ -32,7 +33,7 @@ from lorimer.formats._components import (
     split_components,
 )
 from lorimer.formats._peft_config import peft_config, read_peft_config
-from lorimer.formats.safe_io import parse_json, read_safetensors, read_safetensors_header, write_safetensors
+from lorimer.formats.safe_io import parse_json, read_safetensors_header, write_safetensors
 
 _ENTRY = "lora_adapter_metadata"
 
@@ -54,7 +55,7 @@ class DiffusersFormat(Format):
 
     @staticmethod
     def read(path: Path) -> AdapterState:
-        tensors, header = read_safetensors(path)
+        tensors, header = read_adapter_tensors(path)
         where = str(path)
         marker = read_marker(header, where)
         method, found = sort_by_layer(tensors, "peft", where, marker.method)

@@ -26,6 +26,7 @@ from lorimer.formats._common import (
     most_common,
     plain_number,
     portable,
+    read_adapter_tensors,
     read_marker,
     shown,
     sort_by_layer,
@@ -34,7 +35,6 @@ from lorimer.formats._common import (
 from lorimer.formats._components import present_components, split_components
 from lorimer.formats._kohya_names import is_sdxl, kohya_name, module_path
 from lorimer.formats.safe_io import (
-    read_safetensors,
     read_safetensors_header,
     safetensors_bytes,
     write_files_atomic,
@@ -80,7 +80,7 @@ class KohyaFormat(Format):
 
     @staticmethod
     def read(path: Path) -> AdapterState:
-        tensors, header = read_safetensors(path)
+        tensors, header = read_adapter_tensors(path)
         where = str(path)
         xl = [key for key in tensors if is_sdxl(key)]
         if xl:

@@ -26,9 +26,10 @@ from lorimer.formats._common import (
     checked_rank,
     make_layer,
     portable,
+    read_adapter_tensors,
     shown,
 )
-from lorimer.formats.safe_io import parse_json, read_safetensors, read_safetensors_header, write_safetensors
+from lorimer.formats.safe_io import parse_json, read_safetensors_header, write_safetensors
 
 _ENTRY = "lorimer"
 _VERSION = 1
@@ -50,7 +51,7 @@ class LorimerFormat(Format):
 
     @staticmethod
     def read(path: Path) -> AdapterState:
-        tensors, header = read_safetensors(path)
+        tensors, header = read_adapter_tensors(path)
         if _ENTRY not in header:
             raise FileFormatError(f"{path}: not in lorimer's format: its header has no entry {_ENTRY!r}")
         facts = _facts(parse_json(header[_ENTRY], f"{path}: header entry {_ENTRY}"), path)

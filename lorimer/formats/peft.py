@@ -20,6 +20,7 @@ from lorimer.formats._common import (
     make_layer,
     portable,
     rank_of,
+    read_adapter_tensors,
     read_marker,
     shown,
     sort_by_layer,
@@ -30,7 +31,6 @@ from lorimer.formats._peft_config import method_of, peft_config, read_peft_confi
 from lorimer.formats.safe_io import (
     json_bytes,
     read_json,
-    read_safetensors,
     read_safetensors_header,
     safetensors_bytes,
     write_files_atomic,
@@ -116,7 +116,7 @@ def _read_part(folder: Path, component: str) -> AdapterState:
     config = read_json(folder / _CONFIG)
     if not isinstance(config, dict):
         raise FileFormatError(f"{folder / _CONFIG}: must be a mapping")
-    tensors, header = read_safetensors(_weights_file(folder))
+    tensors, header = read_adapter_tensors(_weights_file(folder))
     foreign = [key for key in tensors if not key.startswith(_PREFIX)]
     if foreign:
         raise FileFormatError(f"{where}: keys that PEFT does not write: {shown(foreign)}")

@@ -99,9 +99,12 @@ def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """
     path = Path(path)
     with _open(path) as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise FileFormatError(f"{path}: larger than {max_bytes:,} bytes, which no JSON file here should be")
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise FileFormatError(
+                f"{path}: larger than {max_bytes:,} bytes, which no JSON file here should be"
+            )
+        data = file.read(size)
     return _parse_json(data, str(path))
 
 
