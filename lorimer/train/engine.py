@@ -168,8 +168,8 @@ class Run:
                     self._save()
             if "stop" in asked and not last:
                 raise Interrupted(
-                    f"stopped by {self.control.reason} after step {self.step} of {self.options.steps}; "
-                    f"saved. To go on: lorimer train --resume {self.folder.path}"
+                    f"stopped by {self.control.reason} after step {self.step} of {self.options.steps};"
+                    f" saved. To go on: lorimer train --resume {self.folder.path}"
                 )
             self.display.advance(self.step)
 
@@ -192,7 +192,7 @@ class Run:
             if trainer["best"] is not None:
                 self.best_step, self.best_loss = trainer["best"]
         if self.main:
-            self.folder.prepare(self.setup.recipe, self.step)
+            self.folder.prepare(self.setup.recipe, self.saved_step)
             self.control.clear()
         self.setup.accelerator.wait_for_everyone()
 
@@ -301,9 +301,9 @@ class Run:
             if in_a_row >= min(SKIPPED_IN_A_ROW, self.options.steps):
                 places = list_checkpoints(self.folder.checkpoints)
                 raise LorimerError(
-                    f"the loss or its gradient was not finite in the last {in_a_row} steps, up to step "
-                    f"{self.step}; they changed nothing. Lower train.learning_rate, look for NaN in the data, "
-                    "or set train.mixed_precision to bf16 or no. Newest checkpoint: "
+                    f"the loss or its gradient was not finite in the last {in_a_row} steps, up to "
+                    f"step {self.step}; they changed nothing. Lower train.learning_rate, look for NaN in "
+                    "the data, or set train.mixed_precision to bf16 or no. Newest checkpoint: "
                     f"{places[-1] if places else 'none'}"
                 )
 

@@ -39,6 +39,7 @@ from lorimer.tasks._base import Section
 from lorimer.train.recipe_text import describe_errors, parse_override, parse_yaml, rename_aliases
 
 ENVIRONMENT_PREFIX = "LORIMER_"
+_TASK_SECTIONS = ("data", "objective", "preview")  # whose classes belong to the task
 
 
 def _as_list(value: Any) -> Any:
@@ -139,7 +140,7 @@ class TrainSection(Section):
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to at most this norm; null leaves them as they are."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_precision)] = "no"
-    """Precision of the forward pass; fp16 needs a GPU."""
+    """Precision of the forward pass; the adapter itself is kept in float32."""
     gradient_checkpointing: bool = False
     """Less memory for more time: activations are computed again in the backward pass."""
     seed: NonNegativeInt = 0
@@ -237,7 +238,7 @@ def load_recipe(
             chosen["method"] = adapter["method"]
     problems: list[str] = []
     schema = _schema(chosen.get("task"), chosen.get("method", "lora"), problems)
-    merged: dict[str, Any] = {name: {} for name in ("data", "objective", "adapter", "train", "preview")}
+    merged: dict[str, Any] = {name: {} for name in (*_TASK_SECTIONS, "adapter", "train")}
     for layer in layers:
         _merge(merged, rename_aliases(layer, schema, problems))
     try:
@@ -257,9 +258,6 @@ def recipe_class(task: str, method: str = "lora") -> type[Recipe]:
         UsageError: there is no task or method of that name.
     """
     plugin, config = registry.get("task", task), registry.get("method", method)
-    sections: dict[str, Any] = {
-        name: (getattr(plugin, name.capitalize()), ...) for name in ("data", "objective", "preview")
-    }
     types = typing.get_type_hints(config)
     own: dict[str, Any] = {
         field.name: (types[field.name], ... if field.default is dataclasses.MISSING else field.default)
@@ -267,7 +265,17 @@ def recipe_class(task: str, method: str = "lora") -> type[Recipe]:
         if field.name not in AdapterSection.model_fields
     }
     adapter = create_model("AdapterSection", __base__=AdapterSection, **own)
-    return create_model("Recipe", __base__=Recipe, adapter=(adapter, ...), **sections)
+    sections = {name: getattr(plugin, name.capitalize()) for name in _TASK_SECTIONS}
+    return _with_sections({"adapter": adapter, **sections})
+
+
+def _with_sections(sections: Mapping[str, type[Section]]) -> type[Recipe]:
+    """`Recipe` with these classes for its sections."""
+    fields: dict[str, Any] = {
+        name: (section, Field(description=Recipe.model_fields[name].description))
+        for name, section in sections.items()
+    }
+    return create_model("Recipe", __base__=Recipe, **fields)
 
 
 class _AnySection(Section):
@@ -292,8 +300,7 @@ def _schema(task: Any, method: Any, problems: list[str]) -> type[Recipe]:
                     f"{place}: no {kind} is called {name!r}.{suggest(str(name), known)} "
                     f"Known: {', '.join(known)}"
                 )
-    loose: dict[str, Any] = dict.fromkeys(("data", "objective", "preview"), (_AnySection, ...))
-    return create_model("Recipe", __base__=Recipe, adapter=(_AnyAdapter, ...), **loose)
+    return _with_sections({"adapter": _AnyAdapter, **dict.fromkeys(_TASK_SECTIONS, _AnySection)})
 
 
 def _read(path: Path) -> dict[str, Any]:

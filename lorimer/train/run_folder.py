@@ -53,12 +53,15 @@ class RunFolder:
         if not self.recipe.is_file():
             raise UsageError(f"{self.path} holds no run: there is no recipe.yaml in it")
 
-    def prepare(self, recipe: Recipe, step: int) -> None:
-        """Make what is missing, keep the events up to `step`, and write the recipe: now it is a run."""
+    def prepare(self, recipe: Recipe, step: int | None) -> None:
+        """Make what is missing, keep the events up to `step` (None: a start), and write the recipe.
+
+        With the recipe in it, the folder holds a run.
+        """
         for folder in (self.control, self.samples, self.checkpoints):
             folder.mkdir(exist_ok=True)
         remove_unfinished(self.checkpoints)
-        _forget_after(self.events, step)
+        _forget_after(self.events, -1 if step is None else step)
         text = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
         write_bytes_atomic(self.recipe, text.encode())
 

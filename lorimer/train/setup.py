@@ -30,6 +30,14 @@ from lorimer.train.seeding import seed_all
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
+_NOT_REENTRANT = {"use_reentrant": False}
+# How libraries call it -> with what options.
+_CHECKPOINTING: dict[str, dict[str, Any]] = {
+    "enable_gradient_checkpointing": {},  # diffusers, never reentrant
+    "activation_checkpointing_enable": {"activation_checkpointing_kwargs": _NOT_REENTRANT},  # transformers
+    "gradient_checkpointing_enable": {"gradient_checkpointing_kwargs": _NOT_REENTRANT},  # and its older name
+}
+
 
 @dataclass
 class Setup:
@@ -171,24 +179,26 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
 
 
 def _enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Turn it on in every part that has it.
+    """Turn it on in every part that can.
 
     Never the reentrant kind: where the inputs of a block need no gradient, as before frozen layers, that
     gives its adapters none either, silently.
     """
-    names = () if hasattr(model, "enable_gradient_checkpointing") else getattr(model, "components", ())
-    parts: list[Any] = [model.get_submodule(name) for name in names] or [model]
-    able = 0
-    for part in parts:
-        if hasattr(part, "enable_gradient_checkpointing"):  # diffusers
-            part.enable_gradient_checkpointing()
-        elif hasattr(part, "gradient_checkpointing_enable"):  # transformers
-            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            continue
-        able += 1
-    if not able:
+    parts: list[Any] = [model.get_submodule(name) for name in getattr(model, "components", ())] or [model]
+    able = [_enable_checkpointing_in(part) for part in parts]
+    if not any(able):
         raise RecipeError(
-            f"train.gradient_checkpointing: {type(model).__name__} has neither "
-            "gradient_checkpointing_enable() nor enable_gradient_checkpointing(); set it to false"
+            f"train.gradient_checkpointing: {type(model).__name__} has no such thing: none of "
+            f"{', '.join(_CHECKPOINTING)} works on it; set it to false"
         )
+
+
+def _enable_checkpointing_in(part: Any) -> bool:
+    for method, options in _CHECKPOINTING.items():
+        if hasattr(part, method):
+            try:
+                getattr(part, method)(**options)
+            except ValueError:  # the class has the method, but says that it cannot
+                return False
+            return True
+    return False
