@@ -115,11 +115,6 @@ class DiffusionModel(nn.Module):
         self.train(self.training)
 
     @property
-    def device(self) -> torch.device:
-        """Where the U-Net is."""
-        return next(self.unet.parameters()).device
-
-    @property
     def pixels_per_latent(self) -> int:
         """How many pixels along a side become one latent, 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]

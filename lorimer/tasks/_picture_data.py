@@ -187,7 +187,7 @@ def _captions_from_metadata(metadata: Path, folder: Path, problems: list[str]) -
 
 def _jsonl_rows(text: str) -> Iterator[tuple[int, dict[str, object] | str]]:
     """(line number, row, or what is wrong with it)."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -204,7 +204,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, object] | str]]:
         for row in reader:
             yield reader.line_num, dict(row)
     except csv.Error as error:
-        yield reader.line_num, f"is not CSV: {error}"
+        yield reader.line_num + 1, f"is not CSV: {error}"
 
 
 def _text(path: Path, folder: Path, problems: list[str]) -> str | None:

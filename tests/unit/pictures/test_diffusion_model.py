@@ -16,7 +16,7 @@ import lorimer
 from lorimer import LoRA
 from lorimer.errors import FileFormatError, LorimerError, MissingDependencyError, UsageError
 from lorimer.tasks import _diffusers_folder, _diffusion
-from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
+from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample, save_diffusion
 from tests.tiny_models import tiny_pipeline
 from tests.tolerances import SAME_OUTPUT, relative_difference
 
@@ -313,6 +313,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(noise_model: Path, comp
     for left, right in zip(plain, recomputed, strict=True):
         assert relative_difference(left, right) < SAME_OUTPUT[torch.float32]
     assert recomputed_kept < 0.8 * plain_kept  # or it did not checkpoint at all
+
+
+def test_a_saved_model_is_loaded_as_the_same(model: DiffusionModel, tmp_path: Path) -> None:
+    save_diffusion(model, tmp_path / "new" / "model")
+    again = load_diffusion(str(tmp_path / "new" / "model"))
+    assert np.array_equal(_arrays(again), _arrays(model))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
 
 
 def test_the_embedded_model_is_loaded_by_the_same_code(

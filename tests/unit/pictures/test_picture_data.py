@@ -126,10 +126,10 @@ def test_the_trigger_is_not_put_twice() -> None:
 def test_captions_from_one_file(balls: Path, kind: str) -> None:
     if kind == "jsonl":
         rows = [
-            {"file_name": "red.png", "text": "rot, „Ball“", "more": 1},
+            {"file_name": "red.png", "text": "rot,\u2028„Ball“", "more": 1},
             {"file_name": "./blue.png", "text": "blau"},
         ]
-        text = "\n\n".join(json.dumps(row) for row in rows)
+        text = "\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     else:
         text = 'file_name,text\r\nred.png,"rot, „Ball“"\r\n./blue.png,blau\r\n'
     (balls / f"metadata.{kind}").write_text(text, encoding="utf-8-sig")
@@ -235,6 +235,15 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
     (tmp_path / "bomb.txt").write_text("a bomb")
     with pytest.raises(DataError, match=r"bomb\.png: is too large"):
         read_pictures(tmp_path, 32)
+
+
+def test_csv_that_cannot_be_parsed_is_named_by_line(balls: Path) -> None:
+    (balls / "metadata.csv").write_text(f'file_name,text\nred.png,"{"x" * 200_000}"\n')  # beyond the limit
+    with pytest.raises(DataError, match=r"metadata\.csv, line 2: is not CSV"):
+        read_pictures(balls, 32)
+    (balls / "metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(DataError, match=r"metadata\.csv: names no pictures"):
+        read_pictures(balls, 32)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
