@@ -88,6 +88,16 @@ def sort_by_layer(
     return registry.get("method", chosen), layers
 
 
+def require_writable(state: AdapterState) -> None:
+    """Raise `FileFormatError` for a state that no reader would take back."""
+    if not state.layers:
+        raise FileFormatError("the adapter has no layers; there is nothing to write")
+    checked_components(list(state.components), "the adapter")
+    for path, layer in state.layers.items():
+        checked_rank(layer.rank, repr(path))
+        checked_alpha(layer.alpha, repr(path))
+
+
 def keyed_tensors(state: AdapterState, dialect: str, format: str) -> dict[str, dict[str, Tensor]]:
     """The inverse of `sort_by_layer`: layer -> suffix -> tensor.
 
@@ -95,6 +105,7 @@ def keyed_tensors(state: AdapterState, dialect: str, format: str) -> dict[str, d
         FileFormatError: the method has no names in this dialect, or a layer is a grouped convolution,
             which no dialect but lorimer's own can hold.
     """
+    require_writable(state)
     method = registry.get("method", state.method)
     keyed: dict[str, dict[str, Tensor]] = {}
     for path, layer in state.layers.items():
@@ -110,8 +121,6 @@ def keyed_tensors(state: AdapterState, dialect: str, format: str) -> dict[str, d
                 "Use format 'lorimer', which holds any adapter"
             )
         keyed[path] = {method.tensors[name][dialect]: tensor for name, tensor in layer.tensors.items()}
-    if not keyed:
-        raise FileFormatError("the adapter has no layers; there is nothing to write")
     return keyed
 
 

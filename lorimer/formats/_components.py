@@ -42,7 +42,7 @@ def split_components(state: AdapterState, format: str) -> dict[str, dict[str, La
     parts: dict[str, dict[str, LayerState]] = {}
     for path, layer in state.layers.items():
         component, _, rest = path.partition(".")
-        if component not in state.components or not component.isidentifier() or not rest:
+        if component not in state.components or not rest:
             raise FileFormatError(f"{path!r} is in none of the components {', '.join(state.components)}")
         if from_file_path(component, rest) != path:
             raise FileFormatError(

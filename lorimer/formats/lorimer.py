@@ -27,6 +27,7 @@ from lorimer.formats._common import (
     make_layer,
     portable,
     read_adapter_tensors,
+    require_writable,
     shown,
 )
 from lorimer.formats.safe_io import parse_json, read_safetensors_header, write_safetensors
@@ -84,8 +85,7 @@ class LorimerFormat(Format):
 
     @staticmethod
     def write(state: AdapterState, path: Path) -> None:
-        if not state.layers:
-            raise FileFormatError("the adapter has no layers; there is nothing to write")
+        require_writable(state)
         facts = {
             "version": _VERSION,
             "method": state.method,

@@ -116,7 +116,7 @@ def inspect(path: str | Path) -> AdapterFacts:
     return AdapterFacts(
         path=str(path),
         format=format.name,
-        bytes=sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*"))),
+        bytes=sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()),
         method=state.method,
         config=state.config,
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),

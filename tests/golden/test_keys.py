@@ -1,0 +1,60 @@
+"""Frozen keys of every format: files that people have must load in every later version, here and elsewhere.
+
+A change here breaks files or other programs. `python -m tests.golden.test_keys` writes the lists anew.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from lorimer import registry
+from lorimer.formats import safe_io
+from tests.contracts.format_cases import adapter_state
+
+FOLDER = Path(__file__).parent
+CASES = {"lorimer": "grouped", "peft": "picture", "diffusers": "picture", "kohya": "picture"}
+
+
+def listing(format: str, folder: Path) -> str:
+    """Every file that the format writes, with keys, types, shapes and header entries."""
+    plugin = registry.get("format", format)
+    target = folder / ("adapter" if plugin.folder else "adapter.safetensors")
+    plugin.write(adapter_state("lora", CASES[format]), target)
+    lines = []
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            lines.append(f"== {file.relative_to(folder).as_posix()}")
+            lines += _safetensors(file) if file.suffix == ".safetensors" else file.read_text().splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def _safetensors(file: Path) -> list[str]:
+    header = safe_io.read_safetensors_header(file)
+    tensors = [
+        f"{name}  {str(info.dtype).removeprefix('torch.')} {list(info.shape)}"
+        for name, info in sorted(header.tensors.items())
+    ]
+    entries = [
+        f"# {key} = {'(a hash)' if key.startswith('sshs_') else _unfolded(value)}"
+        for key, value in sorted(header.metadata.items())
+    ]
+    return [*tensors, *entries]
+
+
+def _unfolded(value: str) -> str:
+    return json.dumps(json.loads(value), indent=1, ensure_ascii=False) if value.startswith("{") else value
+
+
+@pytest.mark.parametrize("format", CASES)
+def test_keys(format: str, tmp_path: Path) -> None:
+    assert listing(format, tmp_path) == (FOLDER / f"{format}.txt").read_text()
+
+
+if __name__ == "__main__":
+    for name in CASES:
+        with tempfile.TemporaryDirectory() as temporary:
+            (FOLDER / f"{name}.txt").write_text(listing(name, Path(temporary)))

@@ -1,0 +1,132 @@
+"""Converting proves what it wrote; inspecting tells what there is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lorimer
+from lorimer import AdapterState, LoRA, registry
+from lorimer.errors import FileFormatError, UsageError
+from lorimer.ops.convert import convert, in_precision, require_same
+from lorimer.ops.inspect import inspect
+from tests.contracts.format_cases import adapter_state
+from tests.tolerances import SAME_UPDATE
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.safetensors"
+    registry.get("format", "lorimer").write(adapter_state("lora", "picture"), path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", torch.float32])
+def test_precision(dtype: str | torch.dtype, source: Path, tmp_path: Path) -> None:
+    target = convert(source, tmp_path / "target.safetensors", to="kohya", dtype=dtype)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    before, after = lorimer.read(source), lorimer.read(target)
+    for path, layer in after.layers.items():
+        for name, tensor in layer.tensors.items():
+            assert torch.equal(tensor, before.layers[path].tensors[name].to(wanted))
+
+
+def test_values_beyond_the_precision(source: Path, tmp_path: Path) -> None:
+    state = lorimer.read(source)
+    next(iter(state.layers.values())).tensors["A"][0] = 1e6
+    registry.get("format", "lorimer").write(state, source)
+    with pytest.raises(FileFormatError, match="infinity"):
+        convert(source, tmp_path / "target", to="peft", dtype="float16")
+    assert not (tmp_path / "target").exists()
+
+
+def test_what_makes_no_sense(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the same"):
+        convert(source, source, to="kohya")
+    with pytest.raises(UsageError, match="Did you mean 'kohya'"):
+        convert(source, tmp_path / "x", to="kohyas")
+    with pytest.raises(UsageError, match="precision"):
+        convert(source, tmp_path / "x", to="kohya", dtype="float12")
+    with pytest.raises(FileFormatError, match="no such file"):
+        convert(tmp_path / "missing", tmp_path / "x", to="kohya")
+    (tmp_path / "text.txt").write_text("hello")
+    with pytest.raises(FileFormatError, match="not a safetensors file"):
+        convert(tmp_path / "text.txt", tmp_path / "x", to="kohya")
+    with pytest.raises(FileFormatError, match="not an adapter that lorimer knows"):
+        convert(tmp_path, tmp_path / "x", to="kohya")
+
+
+def test_a_lost_scale_would_be_noticed() -> None:
+    """What diffusers' own converter does: alpha = rank, whatever it was."""
+    wanted, found = adapter_state("lora", "picture"), adapter_state("lora", "picture")
+    require_same(wanted, found, "file")
+    for change in ("alpha", "tensor", "dtype", "layer", "groups"):
+        found = adapter_state("lora", "picture")
+        path, layer = next(iter(found.layers.items()))
+        if change == "alpha":
+            layer.alpha = layer.rank
+        elif change == "tensor":
+            layer.tensors["B"].view(-1)[0] += 1e-6
+        elif change == "dtype":
+            found = in_precision(found, torch.float64)
+        elif change == "groups":
+            layer.groups = 2
+        else:
+            del found.layers[path]
+        with pytest.raises(FileFormatError, match="does not read back"):
+            require_same(wanted, found, "file")
+
+
+@pytest.mark.parametrize("format", registry.names("format"))
+def test_inspect(format: str, source: Path, tmp_path: Path) -> None:
+    facts = inspect(convert(source, tmp_path / "adapter", to=format))
+    state = lorimer.read(source)
+    assert (facts.format, facts.method, facts.dtypes) == (format, "lora", ("float32",))
+    assert facts.ranks == {2: 10, 1: 1, 3: 1}
+    assert facts.alphas == {3.0: 10, 0.1: 1, 16.0: 1}
+    numbers = [tensor.numel() for layer in state.layers.values() for tensor in layer.tensors.values()]
+    assert facts.parameters == sum(numbers)
+    assert facts.targets["unet.*.to_q"] == 1 and facts.targets["unet.conv_in"] == 1
+    assert facts.metadata["trigger"] == "in ink style"
+    for layer in facts.layers:
+        own = state.layers[layer.path]
+        update = own.tensors["B"].double().flatten(1) @ own.tensors["A"].double().flatten(1)
+        assert layer.norm is not None
+        assert math.isclose(layer.norm, own.alpha / own.rank * update.norm().item(), rel_tol=SAME_UPDATE)
+    assert facts.norm is not None
+    assert math.isclose(facts.norm, math.hypot(*(layer.norm or 0.0 for layer in facts.layers)))
+    files = [path for path in (tmp_path / "adapter", *tmp_path.glob("adapter/**/*")) if path.is_file()]
+    assert facts.bytes == sum(path.stat().st_size for path in files)
+    json.dumps(facts.as_dict())
+
+
+def test_inspect_for_people(source: Path) -> None:
+    shown = str(inspect(source))
+    for fact in (
+        "lorimer format",
+        "method      lora",
+        "2 (10 layers)",
+        "in ink style",
+        "org/some-model",
+        "strongest",
+    ):
+        assert fact in shown
+
+
+def test_a_fresh_adapter_has_no_norm(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    adapter = lorimer.attach(model, LoRA(rank=2))
+    facts = inspect(lorimer.save(adapter, tmp_path / "adapter"))
+    assert facts.norm == 0
+    assert "strongest" not in str(facts)
+
+
+def test_an_empty_adapter_is_not_written(tmp_path: Path) -> None:
+    for name in registry.names("format"):
+        with pytest.raises(FileFormatError, match="no layers"):
+            registry.get("format", name).write(AdapterState("lora", {}), tmp_path / name)
