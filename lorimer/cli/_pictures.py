@@ -16,13 +16,12 @@ from lorimer.cli._runs import adapter_file
 from lorimer.errors import UsageError
 from lorimer.ops.files import attach_state
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
-from lorimer.train.recipe import load_recipe
+from lorimer.train.recipe import Recipe, load_recipe
 from lorimer.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lorimer.adapters._state import AdapterState
     from lorimer.attachment.attached import AttachedAdapter
 
 
@@ -31,29 +30,30 @@ class AdaptedModel:
     """A picture model with an adapter attached, on the machine's fastest device.
 
     Attributes:
-        source: the adapter's file.
         trigger: the words that call the adapter's subject or style; empty where it has none.
+        settings: how the run drew its previews, as options of `draw`; empty for a file from elsewhere.
     """
 
     model: DiffusionModel
     adapter: AttachedAdapter
-    source: Path
     trigger: str
+    settings: dict[str, Any]
 
 
 def load_adapted(source: Path, model_name: str | None) -> AdaptedModel:
     """The base model with the adapter of a run folder or file on it.
 
     Raises:
-        UsageError: the run has no adapter yet, or nothing says which base model is meant.
+        UsageError: the run has no adapter yet or draws no pictures; or nothing says which base is meant.
         FileFormatError: the file is broken or does not fit the model.
     """
     file = adapter_file(source)
     state = lorimer.read(file)
-    model = load_diffusion(model_name or _base_model(source, state))
+    recipe = _recipe_of(source)
+    model = load_diffusion(model_name or (recipe and recipe.model) or _named_base(source, state.metadata))
     model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     adapter = attach_state(model, state, source=str(file))
-    return AdaptedModel(model, adapter, file, state.metadata.get("trigger", ""))
+    return AdaptedModel(model, adapter, state.metadata.get("trigger", ""), _settings(recipe))
 
 
 def draw(
@@ -72,20 +72,33 @@ def draw(
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _base_model(source: Path, state: AdapterState) -> str:
-    """What the adapter was trained on. A run's own recipe is trusted; what a file from elsewhere names is
-    only shown, since loading it could fetch anything from the hub.
+def _recipe_of(source: Path) -> Recipe | None:
+    """The recipe of a run that draws pictures; None for a file."""
+    if not RunFolder(source).recipe.is_file():
+        return None
+    recipe = load_recipe(RunFolder(source).recipe, environment={})
+    if recipe.task != "text-to-image":
+        raise UsageError(f"{source} is a run of the task {recipe.task}, which draws no pictures")
+    return recipe
 
-    Raises:
-        UsageError: that is not to be known, or no picture model.
-    """
-    if RunFolder(source).recipe.is_file():
-        recipe = load_recipe(RunFolder(source).recipe, environment={})
-        if recipe.task != "text-to-image" or recipe.model is None:
-            raise UsageError(f"{source} is a run of the task {recipe.task}, which draws no pictures")
-        return recipe.model
-    named = state.metadata.get("base_model")
+
+def _named_base(source: Path, metadata: dict[str, str]) -> str:
+    """The base model that a file names, if that is the one in the package. Another is only shown, since
+    loading what a file from elsewhere names could fetch anything from the hub."""
+    named = metadata.get("base_model")
     if named != "embedded":
         hint = f"; the file names {named!r}" if named else ""
         raise UsageError(f"{source}: say which base model to load with --model{hint}")
     return named
+
+
+def _settings(recipe: Recipe | None) -> dict[str, Any]:
+    if recipe is None:
+        return {}
+    shown = recipe.preview
+    return {
+        "steps": shown.steps,
+        "guidance": shown.guidance,
+        "negative_prompt": shown.negative_prompt,
+        "resolution": recipe.data.resolution,
+    }

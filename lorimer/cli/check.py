@@ -12,7 +12,7 @@ from lorimer.cli._options import AsJson
 
 
 def check(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to change, e.g. train.steps=800."),

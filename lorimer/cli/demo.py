@@ -33,15 +33,8 @@ def demo(
     adapted = load_adapted(output, None)
     shown = recipe.preview
     prompts = [with_trigger(prompt, adapted.trigger) for prompt in shown.prompts for _ in shown.seeds]
-    rows = draw(
-        adapted.model,
-        prompts,
-        [seed for _ in shown.prompts for seed in shown.seeds],
-        shown.strengths,
-        steps=shown.steps,
-        guidance=shown.guidance,
-        negative_prompt=shown.negative_prompt,
-    )
+    seeds = [seed for _ in shown.prompts for seed in shown.seeds]
+    rows = draw(adapted.model, prompts, seeds, shown.strengths, **adapted.settings)
     heads = [f"strength {value:g}" if value else "before" for value in shown.strengths]
     title = "Before and after: none of these was among the 24 pictures it learned from"
     picture = output / "before-and-after.png"

@@ -31,14 +31,12 @@ def sample(
             help="0 is the base model, 1 the adapter as trained; may be repeated; 1 by default.",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Sampling steps.")] = 30,
+    steps: Annotated[int | None, typer.Option(min=1, metavar="NUMBER", help="Sampling steps.")] = None,
     guidance: Annotated[
-        float, typer.Option(metavar="NUMBER", help="Classifier-free guidance; 1 is none.")
-    ] = 7.5,
-    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="What not to draw.")] = "",
-    resolution: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Side in pixels; by default the model's own.")
+        float | None, typer.Option(metavar="NUMBER", help="Classifier-free guidance; 1 is none.")
     ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw.")] = None,
+    resolution: Annotated[int | None, typer.Option(metavar="PIXELS", help="Side of the pictures.")] = None,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the pictures.")] = Path(
         "samples"
     ),
@@ -46,7 +44,8 @@ def sample(
     """Draw pictures with an adapter at one or more strengths.
 
     Writes one PNG per prompt, seed and strength, and grid.png with all of them. The adapter's trigger is put
-    before prompts that lack it.
+    before prompts that lack it. Steps, guidance, negative prompt and resolution are by default those of the
+    run's previews; for a file 30, 7.5, none and the model's own.
     """
     from lorimer.cli._pictures import draw, load_adapted
     from lorimer.tasks._grid import labelled_grid
@@ -57,21 +56,23 @@ def sample(
         raise UsageError("say what to draw with --prompt or --prompts FILE")
     seeds, strengths = seed or [0], strength or [1.0]
     adapted = load_adapted(source, model)
-    pairs = [(with_trigger(text, adapted.trigger), each) for text in wanted for each in seeds]
+    texts = [with_trigger(text, adapted.trigger) for text in wanted]
+    pairs = [(text, each) for text in texts for each in seeds]
+    given = {
+        "steps": steps,
+        "guidance": guidance,
+        "negative_prompt": negative_prompt,
+        "resolution": resolution,
+    }
+    settings = adapted.settings | {name: value for name, value in given.items() if value is not None}
     rows = draw(
-        adapted.model,
-        [text for text, _ in pairs],
-        [each for _, each in pairs],
-        strengths,
-        steps=steps,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        resolution=resolution,
+        adapted.model, [text for text, _ in pairs], [each for _, each in pairs], strengths, **settings
     )
     output.mkdir(parents=True, exist_ok=True)
     for (text, each), row in zip(pairs, rows, strict=True):
         for value, picture in zip(strengths, row, strict=True):
-            file = output / f"{_slug(text)}-seed{each}-strength{value:g}.png"
+            place = f"{texts.index(text) + 1:02d}-{_slug(text)}"  # numbered, as long prompts may begin alike
+            file = output / f"{place}-seed{each}-strength{value:g}.png"
             picture.save(file)
             typer.echo(file)
     labels = [text if len(seeds) == 1 else f"{text}, seed {each}" for text, each in pairs]
@@ -81,7 +82,10 @@ def sample(
 
 
 def _read_prompts(file: Path) -> list[str]:
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: prompts must be text in UTF-8: {error}") from error
     return [line for line in lines if line and not line.startswith("#")]
 
 

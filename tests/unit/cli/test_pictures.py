@@ -61,8 +61,11 @@ def test_sample_writes_a_picture_per_prompt_seed_and_strength_and_a_grid(
     )
     assert ran.code == 0, ran.err
     wanted = {
-        f"inkstyle-{what}-seed{seed}-strength{strength}.png"
-        for what in ("小鸟", "a-red-fox")  # the trigger is put before a prompt that lacks it
+        f"{what}-seed{seed}-strength{strength}.png"
+        for what in (
+            "01-inkstyle-小鸟",
+            "02-inkstyle-a-red-fox",
+        )  # the trigger is put before a prompt that lacks it
         for seed in (3, 4)
         for strength in (0, 1)
     }
@@ -78,15 +81,23 @@ def test_strength_zero_is_the_base_and_one_is_not(base: Path, adapter: Path, tmp
     from lorimer.tasks import _diffusion
 
     expected = _diffusion.sample(load_diffusion(str(base)), ["inkstyle cat"], [0], steps=2)[0]
-    with Image.open(tmp_path / "inkstyle-cat-seed0-strength0.png") as off:
+    with Image.open(tmp_path / "01-inkstyle-cat-seed0-strength0.png") as off:
         assert off.tobytes() == expected.tobytes()
-    with Image.open(tmp_path / "inkstyle-cat-seed0-strength1.png") as on:
+    with Image.open(tmp_path / "01-inkstyle-cat-seed0-strength1.png") as on:
         assert on.tobytes() != expected.tobytes()
 
 
 def test_sample_wants_a_prompt(adapter: Path) -> None:
     ran = lorimer("sample", adapter)
     assert ran.code == 2 and "--prompt" in ran.err
+
+
+def test_prompts_that_are_no_text_are_refused(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"\xff\xfe\x00")
+    ran = lorimer("sample", adapter, "--prompts", tmp_path / "prompts.txt")
+    assert ran.code == 2 and "prompts.txt" in ran.err
+    ran = lorimer("sample", adapter, "--prompts", tmp_path / "missing.txt")
+    assert ran.code == 1 and "missing.txt" in ran.err
 
 
 def test_a_file_from_elsewhere_does_not_choose_what_is_loaded(adapter: Path, tmp_path: Path) -> None:
