@@ -23,24 +23,25 @@ help:
 	@echo "  make check   linter, formatter, types, and documentation against the code"
 	@echo "  make clean   delete the environment and everything the other targets made"
 
-$(VENV):
+# pip is what making an environment puts there last, so half a one is made again.
+$(BIN)/pip:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "lorimer needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Making the environment in $(VENV) ..."
 	@"$(PYTHON)" -m venv $(VENV)
 
-$(DEMO_READY): pyproject.toml constraints.txt | $(VENV)
+$(DEMO_READY): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing lorimer with what pictures need ..."
 	@$(INSTALL) -e ".[pictures]"
 	@touch $@
 
-$(DEV_READY): pyproject.toml constraints.txt | $(VENV)
+$(DEV_READY): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing lorimer with what its tests and checks need ..."
 	@$(INSTALL) -e ".[dev]"
 	@touch $@ $(DEMO_READY)
 
 demo: $(DEMO_READY)
-	@$(BIN)/lorimer demo
+	@$(BIN)/python -m lorimer demo
 
 # One thread per process: two processes of two threads on two cores would wait for each other.
 test: $(DEV_READY)
