@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lorimer.formats.safe_io import parse_json, read_safetensors
 
 MAX_RANK = 16_384
 MAX_BYTES = 16 * 2**30  # of an adapter's tensors
+_PRECISIONS = {"torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
 # Header entry of files whose own format has no place for a method's config and for facts such as the title.
 MARKER = "lorimer_adapter"
 
@@ -32,6 +34,12 @@ def read_adapter_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]
         FileFormatError: the file is broken, or larger than any adapter.
     """
     return read_safetensors(path, max_bytes=MAX_BYTES)
+
+
+def require_suffix(path: Path) -> None:
+    """Raise `FileFormatError` unless a single file is called so that programs recognise it."""
+    if path.suffix != ".safetensors":
+        raise FileFormatError(f"{path}: must end in .safetensors, which is what programs look for")
 
 
 def shown(keys: Iterable[str]) -> str:
@@ -93,6 +101,7 @@ def require_writable(state: AdapterState) -> None:
     if not state.layers:
         raise FileFormatError("the adapter has no layers; there is nothing to write")
     checked_components(list(state.components), "the adapter")
+    checked_metadata(state.metadata, "the adapter")
     for path, layer in state.layers.items():
         checked_rank(layer.rank, repr(path))
         checked_alpha(layer.alpha, repr(path))
@@ -133,8 +142,8 @@ def rank_of(method: type[Method], tensors: Mapping[str, Tensor], where: str) -> 
     ranks = set()
     for name, axis in method.rank_axes.items():
         if name in tensors:
-            if tensors[name].ndim <= axis:
-                raise FileFormatError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, too few axes")
+            if tensors[name].ndim < 2:
+                raise FileFormatError(f"{where}: {name} of shape {tuple(tensors[name].shape)} is no matrix")
             ranks.add(tensors[name].shape[axis])
     if len(ranks) > 1:
         raise FileFormatError(f"{where}: its tensors are of different ranks: {sorted(ranks)}")
@@ -272,8 +281,7 @@ def _without_folders(text: str) -> str:
 
 def most_common(values: Iterable[Any]) -> Any:
     """The value that occurs most often, the first of equals."""
-    every = list(values)
-    return max(every, key=every.count) if len(set(every)) > 1 else every[0]
+    return Counter(values).most_common(1)[0][0]
 
 
 def _brief(value: Any) -> str:
@@ -286,6 +294,13 @@ def make_layer(
 ) -> LayerState:
     """A layer's state; a declared rank must agree with the tensors, a missing alpha is the rank."""
     shape_rank = rank_of(method, tensors, where)
+    strange = {str(tensor.dtype) for tensor in tensors.values()} - _PRECISIONS
+    if strange:
+        raise FileFormatError(f"{where}: adapters are not kept in {shown(strange)}")
+    factors = method.factors(tensors, 1.0)
+    if factors is not None and factors[0].shape[1] != factors[1].shape[0]:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        raise FileFormatError(f"{where}: its tensors do not belong together: {shapes}")
     if rank is not None and shape_rank is not None and rank != shape_rank:
         raise FileFormatError(f"{where}: its config says rank {rank}, its tensors are of rank {shape_rank}")
     final = shape_rank if shape_rank is not None else rank

@@ -3,7 +3,8 @@
     "unet.<path>.lora_A.weight"                      the tensors, in PEFT's names, component first
     header entry "lora_adapter_metadata"             JSON: "unet.r", "unet.lora_alpha", ...
 
-diffusers reads no alpha tensors here; without the header entry it takes alpha = rank.
+diffusers reads no alpha tensors here; without the header entry it takes alpha = rank. ComfyUI does not look
+at the entry and always takes alpha = rank: for it, write kohya's format.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lorimer.formats._common import (
     rank_of,
     read_adapter_tensors,
     read_marker,
+    require_suffix,
     sort_by_layer,
     write_marker,
 )
@@ -90,6 +92,7 @@ class DiffusersFormat(Format):
 
     @staticmethod
     def write(state: AdapterState, path: Path) -> None:
+        require_suffix(path)
         method = registry.get("method", state.method)
         keyed = keyed_tensors(state, "peft", "diffusers")
         tensors: dict[str, Tensor] = {}

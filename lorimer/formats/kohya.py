@@ -2,8 +2,11 @@
 
     "lora_unet_down_blocks_0_..._to_q.lora_down.weight", ".lora_up.weight", ".alpha"
 
-The update is alpha / rank · up · down for each layer; a missing alpha means scale 1. The header says what was
-trained in `ss_*` entries (kohya-ss/sd-scripts) and `modelspec.*` entries (Stability-AI/ModelSpec 1.0.1).
+The update is alpha / rank · up · down for each layer; a missing alpha means scale 1. diffusers takes the most
+common alpha for all of a kohya file: where alphas are mixed, write diffusers' own format for it.
+
+The header says what was trained in `ss_*` entries (kohya-ss/sd-scripts) and `modelspec.*` entries
+(Stability-AI/ModelSpec 1.0.1).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from lorimer.formats._common import (
     portable,
     read_adapter_tensors,
     read_marker,
+    require_suffix,
     shown,
     sort_by_layer,
     write_marker,
@@ -110,6 +114,7 @@ class KohyaFormat(Format):
 
     @staticmethod
     def write(state: AdapterState, path: Path) -> None:
+        require_suffix(path)
         keyed = keyed_tensors(state, "kohya", "kohya")
         tensors: dict[str, Tensor] = {}
         for component, layers in split_components(state, "kohya").items():

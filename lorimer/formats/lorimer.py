@@ -27,6 +27,7 @@ from lorimer.formats._common import (
     make_layer,
     portable,
     read_adapter_tensors,
+    require_suffix,
     require_writable,
     shown,
 )
@@ -85,6 +86,7 @@ class LorimerFormat(Format):
 
     @staticmethod
     def write(state: AdapterState, path: Path) -> None:
+        require_suffix(path)
         require_writable(state)
         facts = {
             "version": _VERSION,

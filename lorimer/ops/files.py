@@ -70,11 +70,14 @@ def recognise(path: Path) -> type[Format]:
     Raises:
         FileFormatError: there is none of that name, it is broken or a pickle, or no format knows it.
     """
-    if not path.exists():
-        raise FileFormatError(f"{path}: there is no such file or folder")
-    for plugin in registry.all_of("format").values():
-        if plugin.detect(path):
-            return plugin
+    try:
+        if not path.exists():
+            raise FileFormatError(f"{path}: there is no such file or folder")
+        for plugin in registry.all_of("format").values():
+            if plugin.detect(path):
+                return plugin
+    except OSError as error:  # no permission, a name too long
+        raise FileFormatError(f"{path}: cannot be read: {error}") from error
     if not path.is_dir():
         read_safetensors_header(path)  # says why where it is no weight file at all
     raise FileFormatError(

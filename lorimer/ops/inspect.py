@@ -92,7 +92,8 @@ class AdapterFacts:
                 "strongest",
                 *(f"  {norm:.4g}  {path}" for norm, path in sorted(known, reverse=True)[:5]),
             ]
-        return lines
+        # What a file says of itself must not move the cursor or colour the terminal.
+        return ["".join(letter if letter.isprintable() else "�" for letter in line)[:300] for line in lines]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

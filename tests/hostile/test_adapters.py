@@ -20,6 +20,7 @@ from lorimer.errors import FileFormatError
 from lorimer.formats import safe_io
 from lorimer.formats._common import MARKER
 from lorimer.ops.convert import convert
+from lorimer.ops.inspect import inspect
 from tests.contracts.format_cases import adapter_state
 from tests.hostile.test_safetensors import JSON, bounded
 
@@ -116,9 +117,44 @@ def test_no_format_writes_outside_its_folder(tmp_path: Path) -> None:
         plugin = registry.get("format", name)
         folder = tmp_path / name
         with pytest.raises(FileFormatError, match="plain names"):
-            plugin.write(state, folder / "adapter")
+            plugin.write(state, folder / "adapter.safetensors")
         assert not (folder / "escaped").exists()
         assert not list(tmp_path.rglob("escaped*"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"A": torch.ones(2), "B": torch.ones(4, 2)}, "no matrix"),
+        ({"A": torch.ones(2, 4), "B": torch.tensor(1.0)}, "no matrix"),
+        ({"A": torch.ones(2, 4), "B": torch.ones(4, 3)}, "different ranks"),
+        ({"A": torch.ones(2, 4), "B": torch.ones(4, 2, 3, 3)}, "belong together"),
+        ({"A": torch.ones(0, 4), "B": torch.ones(4, 0)}, "rank must be"),
+        ({"A": torch.ones(2, 4, dtype=torch.int64), "B": torch.ones(4, 2)}, "int64"),
+        ({"A": torch.ones(2, 4).to(torch.float8_e4m3fn), "B": torch.ones(4, 2)}, "float8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_tensors_that_are_no_adapter(
+    format: str, tensors: dict[str, torch.Tensor], said: str, tmp_path: Path
+) -> None:
+    dialect = registry.get("method", "lora").tensors
+    start = {"kohya": "lora_unet_conv_in.", "diffusers": "unet.conv_in."}[format]
+    suffix = {"kohya": "kohya", "diffusers": "peft"}[format]
+    path = tmp_path / "adapter.safetensors"
+    safe_io.write_safetensors({start + dialect[name][suffix]: t for name, t in tensors.items()}, path)
+    with pytest.raises(FileFormatError, match=said):
+        inspect(path)
+
+
+def test_what_a_file_says_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    """No escape sequences from titles or names of layers."""
+    state = adapter_state("lora", "plain")
+    state.metadata["title"] = "\x1b[2J\x07harmless\nrank  9"
+    state.layers["a.\x1b]0;x\x07"] = next(iter(state.layers.values()))
+    registry.get("format", "lorimer").write(state, tmp_path / "adapter.safetensors")
+    assert all(line.isprintable() for line in inspect(tmp_path / "adapter.safetensors").lines())
 
 
 def test_layer_names_are_names(tmp_path: Path) -> None:
@@ -212,5 +248,5 @@ def test_a_broken_source_converts_to_nothing(tmp_path: Path) -> None:
     path = native(tmp_path / "adapter.safetensors", components=["../x"])
     for name in registry.names("format"):
         with pytest.raises(FileFormatError):
-            convert(path, tmp_path / "out" / name, to=name)
+            convert(path, tmp_path / "out" / f"{name}.safetensors", to=name)
     assert not (tmp_path / "out").exists()

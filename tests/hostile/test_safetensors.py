@@ -102,6 +102,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "nested without end": (file_of(b'{"a":' + b"[" * 500_000), "nested too deeply"),
     "nested objects": (file_of(b'{"a":' * 100_000), "nested too deeply"),
     "a key twice": (file_of(b'{"a": 1, "a": 2}'), "twice"),
+    "half a character": (file_of(b'{"__metadata__": {"title": "\\ud800"}}'), "not valid JSON"),
     "metadata that is no mapping": (file_of({"__metadata__": [1]}), "__metadata__"),
     "metadata that is no text": (file_of({"__metadata__": {"a": 1}}), "__metadata__"),
     "an entry that is no mapping": (file_of({"a": 3}), "must hold"),

@@ -235,7 +235,10 @@ def _parse_json(data: bytes, where: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
     try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
+        if b"\\u" in data:  # half a character written as \ud800 cannot be shown or written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError as error:
         raise FileFormatError(f"{where}: nested too deeply") from error
     except ValueError as error:  # bad UTF-8, bad JSON, numbers of thousands of digits

@@ -84,7 +84,7 @@ def test_a_lost_scale_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("format", registry.names("format"))
 def test_inspect(format: str, source: Path, tmp_path: Path) -> None:
-    facts = inspect(convert(source, tmp_path / "adapter", to=format))
+    facts = inspect(convert(source, tmp_path / "adapter.safetensors", to=format))
     state = lorimer.read(source)
     assert (facts.format, facts.method, facts.dtypes) == (format, "lora", ("float32",))
     assert facts.ranks == {2: 10, 1: 1, 3: 1}
@@ -100,7 +100,11 @@ def test_inspect(format: str, source: Path, tmp_path: Path) -> None:
         assert math.isclose(layer.norm, own.alpha / own.rank * update.norm().item(), rel_tol=SAME_UPDATE)
     assert facts.norm is not None
     assert math.isclose(facts.norm, math.hypot(*(layer.norm or 0.0 for layer in facts.layers)))
-    files = [path for path in (tmp_path / "adapter", *tmp_path.glob("adapter/**/*")) if path.is_file()]
+    files = [
+        path
+        for path in (tmp_path / "adapter.safetensors", *tmp_path.glob("adapter.safetensors/*/*"))
+        if path.is_file()
+    ]
     assert facts.bytes == sum(path.stat().st_size for path in files)
     json.dumps(facts.as_dict())
 
@@ -129,4 +133,27 @@ def test_a_fresh_adapter_has_no_norm(tmp_path: Path) -> None:
 def test_an_empty_adapter_is_not_written(tmp_path: Path) -> None:
     for name in registry.names("format"):
         with pytest.raises(FileFormatError, match="no layers"):
-            registry.get("format", name).write(AdapterState("lora", {}), tmp_path / name)
+            registry.get("format", name).write(AdapterState("lora", {}), tmp_path / f"{name}.safetensors")
+
+
+def test_facts_must_be_text(tmp_path: Path) -> None:
+    state = adapter_state("lora", "picture")
+    state.metadata["steps"] = 400  # type: ignore[assignment]
+    for name in registry.names("format"):
+        with pytest.raises(FileFormatError, match="text to text"):
+            registry.get("format", name).write(state, tmp_path / f"{name}.safetensors")
+
+
+def test_single_files_are_named_so_that_programs_find_them(tmp_path: Path) -> None:
+    for name in registry.names("format"):
+        plugin = registry.get("format", name)
+        if not plugin.folder:
+            for wrong in ("adapter", "adapter.bin", "adapter.pt"):
+                with pytest.raises(FileFormatError, match=r"end in \.safetensors"):
+                    plugin.write(adapter_state("lora", "picture"), tmp_path / wrong)
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(FileFormatError):
+            lorimer.read(tmp_path / name)
