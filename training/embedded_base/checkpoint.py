@@ -20,9 +20,9 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     beside = path.with_suffix(".new")
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(whole, beside, metadata={"facts": json.dumps(facts)})
-    with open(beside, "rb") as file:
+    with beside.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,7 +8,7 @@ means what Adam's does. In minutes of training on two cores it is well ahead of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -32,17 +32,26 @@ class MuonWithAdam:
                 self.state[f"second/{name}"] = torch.zeros_like(weight)
 
     @torch.no_grad()
-    def step(self, learning_rate: float, clip: float = 1.0) -> None:
-        """Clip all gradients together to norm ``clip``, take a step, and forget the gradients."""
+    def step(
+        self, learning_rate: float, clip: float = 1.0, over: Callable[..., Iterable[None]] = map
+    ) -> None:
+        """Clip all gradients together to norm ``clip``, take a step, and forget the gradients.
+
+        ``over``: a ``map`` that may work on several weights at once.
+        """
         nn.utils.clip_grad_norm_(self.parameters.values(), clip, foreach=True)
         self.step_count += 1
-        for shape, names in self.by_shape.items():
-            self._muon(names, shape, learning_rate)
+        largest_first = sorted(self.by_shape, key=lambda shape: -shape[0] * shape[1])
+        alike = [(self.by_shape[shape], shape) for shape in largest_first]
+        list(over(lambda group: self._muon(*group, learning_rate), alike))
         self._adam(learning_rate)
         for weight in self.parameters.values():
             weight.grad = None
 
-    def _muon(self, names: list[str], shape: tuple[int, int], learning_rate: float, momentum: float = 0.95) -> None:
+    @torch.no_grad()  # for this thread: the caller's does not reach it
+    def _muon(
+        self, names: list[str], shape: tuple[int, int], learning_rate: float, momentum: float = 0.95
+    ) -> None:
         gradients = [self._gradient(name) for name in names]
         moments = [self.state[f"first/{name}"] for name in names]
         torch._foreach_lerp_(moments, gradients, 1 - momentum)
@@ -54,7 +63,7 @@ class MuonWithAdam:
             weight.add_(update.reshape(weight.shape), alpha=-learning_rate * scale)
 
     def _adam(self, learning_rate: float, beta1: float = 0.9, beta2: float = 0.99) -> None:
-        weights = [self.parameters[name] for name in self.adam]
+        weights: list[Tensor] = [self.parameters[name] for name in self.adam]
         gradients = [self._gradient(name) for name in self.adam]
         first = [self.state[f"first/{name}"] for name in self.adam]
         second = [self.state[f"second/{name}"] for name in self.adam]
@@ -72,12 +81,21 @@ class MuonWithAdam:
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrices, roughly, by a Newton-Schulz iteration: (n, rows, columns)."""
+    """The nearest orthogonal matrices, roughly, by a Newton-Schulz iteration: (n, rows, columns).
+
+    X <- (a + b G + c G G) X with G = X X'. All such factors are polynomials in the first G and commute, so
+    the iteration runs on the small square G alone and meets the wide X only at its two ends.
+    """
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.transpose(1, 2)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = 3.4445, -4.7750, 2.0315
+    gram = x @ x.transpose(1, 2)
+    product = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
     for _ in range(steps):
-        gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = b * gram + c * gram @ gram
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
     return x if wide else x.transpose(1, 2)

@@ -159,7 +159,7 @@ def report(
 
 
 @torch.no_grad()
-def round_trip(model: nn.Module, pixels: Tensor) -> Tensor:
+def round_trip(model: AutoencoderKL, pixels: Tensor) -> Tensor:
     """uint8 pictures through the posterior's mean and back, in 0..1."""
     restored = model.decode(model.encode(normalise(pixels)).latent_dist.mean).sample
     return (restored / 2 + 0.5).clamp(0, 1)
