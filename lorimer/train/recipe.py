@@ -17,6 +17,7 @@ import dataclasses
 import os
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -35,7 +36,7 @@ from pydantic import (
 from lorimer import registry
 from lorimer.adapters._base import Method
 from lorimer.errors import RecipeError, UsageError, suggest
-from lorimer.tasks._base import Section
+from lorimer.tasks._base import Section, Task
 from lorimer.train.recipe_text import describe_errors, parse_override, parse_yaml, rename_aliases
 
 ENVIRONMENT_PREFIX = "LORIMER_"
@@ -257,15 +258,19 @@ def recipe_class(task: str, method: str = "lora") -> type[Recipe]:
     Raises:
         UsageError: there is no task or method of that name.
     """
-    plugin, config = registry.get("task", task), registry.get("method", method)
-    types = typing.get_type_hints(config)
+    return _class_of(registry.get("task", task), registry.get("method", method))
+
+
+@cache
+def _class_of(task: type[Task], method: type[Method]) -> type[Recipe]:
+    types = typing.get_type_hints(method)
     own: dict[str, Any] = {
         field.name: (types[field.name], ... if field.default is dataclasses.MISSING else field.default)
-        for field in dataclasses.fields(config)
+        for field in dataclasses.fields(method)
         if field.name not in AdapterSection.model_fields
     }
     adapter = create_model("AdapterSection", __base__=AdapterSection, **own)
-    sections = {name: getattr(plugin, name.capitalize()) for name in _TASK_SECTIONS}
+    sections = {name: getattr(task, name.capitalize()) for name in _TASK_SECTIONS}
     return _with_sections({"adapter": adapter, **sections})
 
 

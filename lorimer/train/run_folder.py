@@ -17,7 +17,7 @@ from typing import IO
 import yaml
 
 from lorimer.errors import StateError, UsageError
-from lorimer.formats.safe_io import write_bytes_atomic
+from lorimer.formats.safe_io import remove_temporaries, write_bytes_atomic
 from lorimer.train.checkpoint import remove_unfinished
 from lorimer.train.recipe import Recipe
 
@@ -54,16 +54,15 @@ class RunFolder:
             raise UsageError(f"{self.path} holds no run: there is no recipe.yaml in it")
 
     def prepare(self, recipe: Recipe, step: int | None) -> None:
-        """Make what is missing, keep the events up to `step` (None: a start), and write the recipe.
-
-        With the recipe in it, the folder holds a run.
-        """
+        """Write the recipe, which makes this a run, make what is missing, and keep the events up to `step`
+        (None: from a start)."""
+        text = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
+        write_bytes_atomic(self.recipe, text.encode())  # first: with less in it the folder counts as empty
         for folder in (self.control, self.samples, self.checkpoints):
             folder.mkdir(exist_ok=True)
         remove_unfinished(self.checkpoints)
+        remove_temporaries(self.path)
         _forget_after(self.events, -1 if step is None else step)
-        text = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
-        write_bytes_atomic(self.recipe, text.encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from lorimer.formats.safe_io.reading import (
 from lorimer.formats.safe_io.writing import (
     json_bytes,
     publish_folder,
+    remove_temporaries,
     safetensors_bytes,
     write_bytes_atomic,
     write_files_atomic,
@@ -39,6 +40,7 @@ __all__ = [
     "read_json",
     "read_safetensors",
     "read_safetensors_header",
+    "remove_temporaries",
     "safetensors_bytes",
     "write_bytes_atomic",
     "write_files_atomic",

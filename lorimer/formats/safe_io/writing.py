@@ -15,6 +15,8 @@ from torch import Tensor
 from lorimer.errors import FileFormatError, LorimerError
 from lorimer.formats.safe_io.dtypes import DTYPE_NAMES, is_finite
 
+_TEMPORARY = ".lorimer-"  # how names of files that are being written begin
+
 
 def write_safetensors(
     tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
@@ -85,7 +87,8 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
 
 def write_files_atomic(files: Mapping[Path, Iterable[bytes | memoryview]]) -> None:
     """Write files that belong together: all are written and synced beside their places first, then
-    renamed in the order given. Folders are made as needed.
+    renamed in the order given. Folders are made as needed. (A power cut between two renames leaves new
+    files beside former ones; each of them is whole.)
 
     Raises:
         LorimerError: something cannot be written (disk full, no permission); former files are intact and
@@ -97,7 +100,7 @@ def write_files_atomic(files: Mapping[Path, Iterable[bytes | memoryview]]) -> No
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder")
-            staged[path] = path.parent / f".lorimer-{secrets.token_hex(8)}.tmp"
+            staged[path] = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.tmp"
             _stage(staged[path], pieces)
         for path, temporary in staged.items():
             _rename(temporary, path)
@@ -123,6 +126,12 @@ def publish_folder(staged: Path, place: Path) -> None:
         _fsync_folder(place.parent)
     except OSError as error:
         raise LorimerError(f"{place}: could not be put in place: {error}") from error
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writes left in `folder` and below; only for one who alone writes there."""
+    for temporary in folder.rglob(f"{_TEMPORARY}*.tmp"):
+        temporary.unlink()
 
 
 def _stage(temporary: Path, pieces: Iterable[bytes | memoryview]) -> None:
