@@ -1,6 +1,6 @@
 """Runs that are killed: a small server that imports everything once and forks a child for each run.
 
-    python -m tests.faults.forks PLAN.json      prints the outcome as JSON
+    python -m tests.faults.forks      reads a plan as JSON from each line, prints the outcome as JSON
 
 A fork starts in milliseconds where a fresh process would import torch for seconds, and dies as truly.
 """
@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -257,11 +258,12 @@ def go_on_shorter(folder: Path) -> None:
 
 
 def main() -> None:
-    plan = json.loads(Path(sys.argv[1]).read_text())
-    action: Callable[..., dict[str, Any]] = globals()[plan.pop("action")]
-    root = Path(plan.pop("root"))
-    begin(root / "warm" / "style")  # imports what is imported late, so that no child has to
-    print(json.dumps(action(root, **plan)))
+    with tempfile.TemporaryDirectory() as name:
+        begin(Path(name) / "warm" / "style")  # imports what is imported late, so that no child has to
+    for line in sys.stdin:
+        plan = json.loads(line)
+        action: Callable[..., dict[str, Any]] = globals()[plan.pop("action")]
+        print(json.dumps(action(Path(plan.pop("root")), **plan)), flush=True)
 
 
 if __name__ == "__main__":
