@@ -15,11 +15,18 @@ from lorimer.errors import FileFormatError
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 TEXT_MODEL = "text_model."
+_CLIP = ("encoder.layers.", "embeddings.", "final_layer_norm")  # where CLIP's paths begin, and T5's do not
 
 
 def file_prefix(component: str) -> str:
-    """What files put before a component's module paths."""
+    """What files may put before a component's module paths."""
     return TEXT_MODEL if component == "text_encoder" else ""
+
+
+def to_file_path(component: str, path: str) -> str:
+    """What files call the layer at `path` in `component`, without the component."""
+    is_clip = component == "text_encoder" and path.startswith(_CLIP)
+    return TEXT_MODEL + path if is_clip else path
 
 
 def from_file_path(component: str, path: str) -> str:

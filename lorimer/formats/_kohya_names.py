@@ -12,7 +12,7 @@ import re
 from functools import cache
 
 from lorimer.errors import FileFormatError
-from lorimer.formats._components import file_prefix, from_file_path
+from lorimer.formats._components import from_file_path, to_file_path
 
 _PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 _WORDS = """
@@ -39,7 +39,7 @@ def kohya_name(component: str, path: str) -> str:
         raise FileFormatError(
             f"the kohya format knows no component {component!r}, only {', '.join(_PREFIXES)}; use 'diffusers'"
         )
-    name = _PREFIXES[component] + (file_prefix(component) + path).replace(".", "_")
+    name = _PREFIXES[component] + to_file_path(component, path).replace(".", "_")
     if module_path(name) != f"{component}.{path}":
         raise FileFormatError(
             f"the kohya format cannot hold {component + '.' + path!r}: it writes '_' for '.', which "

@@ -87,7 +87,7 @@ def read_peft_config(
     alpha_pattern = _pattern(config, "alpha_pattern", ranks, where)
     settled = {}
     for path, shape_rank in ranks.items():
-        names = (path, optional_prefix + path)
+        names = tuple(dict.fromkeys((path, optional_prefix + path)))
         rank = checked_rank(_lookup(rank_pattern, names, default_rank), f"{where}: rank of {path!r}")
         alpha = checked_alpha(_lookup(alpha_pattern, names, default_alpha), f"{where}: alpha of {path!r}")
         if shape_rank is not None and rank != shape_rank:

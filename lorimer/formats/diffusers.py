@@ -33,6 +33,7 @@ from lorimer.formats._components import (
     file_prefix,
     present_components,
     split_components,
+    to_file_path,
 )
 from lorimer.formats._peft_config import peft_config, read_peft_config
 from lorimer.formats.safe_io import parse_json, read_safetensors_header, write_safetensors
@@ -65,7 +66,7 @@ class DiffusersFormat(Format):
         by_component: dict[str, dict[str, dict[str, Tensor]]] = {}
         for layer, own in found.items():
             component, _, rest = layer.partition(".")
-            if component not in (*COMPONENTS, *marker.components) or not rest:
+            if component not in COMPONENTS or not rest:
                 raise FileFormatError(f"{path}: {layer!r} begins with no component of a picture model")
             by_component.setdefault(component, {})[rest] = own
         layers: dict[str, LayerState] = {}
@@ -98,12 +99,16 @@ class DiffusersFormat(Format):
         tensors: dict[str, Tensor] = {}
         config: dict[str, object] = {}
         for component, layers in split_components(state, "diffusers").items():
-            prefix = file_prefix(component)
-            its_config = peft_config(method, layers, optional_prefix=prefix)
+            if component not in COMPONENTS:
+                raise FileFormatError(
+                    f"the diffusers format knows no component {component!r}, only {', '.join(COMPONENTS)}; "
+                    "use format 'peft' or 'lorimer'"
+                )
+            its_config = peft_config(method, layers, optional_prefix=file_prefix(component))
             config.update({f"{component}.{key}": value for key, value in its_config.items()})
             for layer in layers:
                 for suffix, tensor in keyed[f"{component}.{layer}"].items():
-                    tensors[f"{component}.{prefix}{layer}.{suffix}"] = tensor
+                    tensors[f"{component}.{to_file_path(component, layer)}.{suffix}"] = tensor
         header = {"format": "pt", _ENTRY: json.dumps(config, ensure_ascii=False), **write_marker(state)}
         write_safetensors(tensors, path, header)
 

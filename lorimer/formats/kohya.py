@@ -132,8 +132,10 @@ def _header(state: AdapterState, path: Path) -> dict[str, str]:
     """Header entries that programs and managers of model files look at."""
     facts = {"title": path.stem, **portable(state.metadata)}
     layers = state.layers.values()
+    suffixes = {entry.get("kohya") for entry in registry.get("method", state.method).tensors.values()}
+    is_plain = suffixes == {"lora_down.weight", "lora_up.weight"}  # all that kohya's own module has
     header = {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if is_plain else "lycoris.kohya",
         "ss_network_dim": str(most_common(layer.rank for layer in layers)),
         "ss_network_alpha": str(plain_number(most_common(layer.alpha for layer in layers))),
         "ss_network_args": json.dumps(_network_args(state)),

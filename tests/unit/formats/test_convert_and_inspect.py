@@ -157,3 +157,44 @@ def test_names_that_no_file_can_have(tmp_path: Path) -> None:
     for name in ("x" * 5000, "a\0b"):
         with pytest.raises(FileFormatError):
             lorimer.read(tmp_path / name)
+
+
+def test_the_name_of_an_adapter_is_not_in_its_files(tmp_path: Path) -> None:
+    """Whatever it is called here; others lose the tensors of an adapter called `mlp` (peft#3282)."""
+    for format in ("peft", "lorimer"):
+        files = []
+        for name in ("default", "mlp", "weight", "lora_A"):
+            torch.manual_seed(0)
+            model = nn.Sequential()
+            model.add_module("mlp", nn.Linear(4, 4))
+            path = lorimer.save(
+                lorimer.attach(model, LoRA(rank=2), name=name),
+                tmp_path / f"{name}.safetensors",
+                format=format,
+            )
+            files.append((path / "adapter_model.safetensors" if path.is_dir() else path).read_bytes())
+            path.rename(tmp_path / f"{format}-{name}")
+        assert len(set(files)) == 1
+
+
+def test_components_that_other_programs_do_not_know(tmp_path: Path) -> None:
+    state = adapter_state("lora", "plain")
+    state.layers = {f"decoder.{path}": layer for path, layer in state.layers.items()}
+    state.components = ("decoder",)
+    for name in ("kohya", "diffusers"):
+        with pytest.raises(FileFormatError, match="knows no component 'decoder'"):
+            registry.get("format", name).write(state, tmp_path / "adapter.safetensors")
+    registry.get("format", "peft").write(state, tmp_path / "adapter")
+    assert lorimer.read(tmp_path / "adapter").layers.keys() == state.layers.keys()
+
+
+def test_paths_that_a_format_cannot_tell_apart(tmp_path: Path) -> None:
+    """A text encoder from before transformers 5, or a layer outside its component: refused, not mangled."""
+    state = adapter_state("lora", "picture")
+    layer = next(iter(state.layers.values()))
+    for path in ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", "vae.conv_in", "unet"):
+        state.layers = {path: layer}
+        for name in ("kohya", "diffusers", "peft"):
+            with pytest.raises(FileFormatError):
+                registry.get("format", name).write(state, tmp_path / f"{name}.safetensors")
+    assert not list(tmp_path.iterdir())
