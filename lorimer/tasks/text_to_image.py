@@ -149,12 +149,11 @@ class TextToImage(Task):
     def metadata(self) -> dict[str, str]:
         model = self.recipe.model or "embedded"
         tags = [tag.strip() for caption in self._captions for tag in caption.split(",") if tag.strip()]
-        frequency = {
-            self.recipe.name: dict(Counter(tags).most_common())
-        }  # by set of pictures, as kohya has it
+        frequency = {self.recipe.name: dict(Counter(tags).most_common())}  # kohya's shape: by set of pictures
+        trigger = self.recipe.data.trigger
         return {
             "base_model": Path(model).name if Path(model).is_dir() else model,
-            "trigger": self.recipe.data.trigger or "",
+            **({"trigger": trigger} if trigger else {}),
             "resolution": str(self._resolution),
             "prediction_type": self._prediction_type,
             "pictures": str(len(self._captions)),
@@ -210,9 +209,7 @@ class TextToImage(Task):
         text = {_ARGUMENTS[key]: value.to(device) for key, value in text.items()}
         prediction = model(add_noise(latents, noise, schedule, timesteps), timesteps, **text)
         wanted = target(latents, noise, schedule, timesteps, self._prediction_type)
-        weights = (
-            None if gamma is None else min_snr_weights(schedule, timesteps, gamma, self._prediction_type)
-        )
+        weights = min_snr_weights(schedule, timesteps, gamma, self._prediction_type) if gamma else None
         return weighted_loss(prediction, wanted, weights)
 
     def _drawn(self, model: DiffusionModel, rows: list[tuple[str, int]], strength: float) -> list[Image]:

@@ -322,6 +322,42 @@ def test_a_saved_model_is_loaded_as_the_same(model: DiffusionModel, tmp_path: Pa
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
 
 
+def test_a_model_laid_out_as_stable_diffusion_1_is_loaded_and_draws_512_pixels(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+
+    stock = tiny_pipeline()
+    torch.manual_seed(0)
+    stock.vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=512,
+    ).eval()
+    stock.register_modules(
+        unet=UNet2DConditionModel.from_config({**stock.unet.config, "sample_size": 64}).eval(),
+        vae=stock.vae,
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+    )
+    stock.save_pretrained(tmp_path)
+    model = load_diffusion(str(tmp_path))
+    assert (model.prediction_type, model.resolution, model.pixels_per_latent) == ("epsilon", 512, 8)
+    assert model.encode_pictures(torch.zeros(1, 3, 512, 512))[0].shape == (1, 4, 64, 64)
+    stock = type(stock).from_pretrained(tmp_path, safety_checker=None)
+    stock.set_progress_bar_config(disable=True)
+    (expected,) = stock("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(1)).images
+    (picture,) = sample(model, ["a cat"], [1], steps=2)
+    assert picture.size == (512, 512) and picture.tobytes() == expected.tobytes()
+
+
 def test_the_embedded_model_is_loaded_by_the_same_code(
     noise_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
