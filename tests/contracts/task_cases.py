@@ -1,0 +1,52 @@
+"""A recipe for every task, so small that training takes a blink. A task without one fails its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+Values = dict[str, Any]
+MakeValues = Callable[[Path], Values]
+
+
+def module(folder: Path) -> Values:
+    here = "tests.unit.train.small"
+    return {
+        "model": f"{here}:net",
+        "data": {
+            "dataset": f"{here}:restless_points",
+            "validation": f"{here}:points",
+            "validation_arguments": {"count": 5},
+        },
+        "objective": {"loss": f"{here}:noisy_loss"},
+        "adapter": {"rank": 2},
+    }
+
+
+def text_to_image(folder: Path) -> Values:
+    from PIL import Image
+
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for colour in ("red", "green", "blue", "yellow", "black"):
+        Image.new("RGB", (32, 32), colour).save(pictures / f"{colour}.png")
+        (pictures / f"{colour}.txt").write_text(f"{colour} wall")
+    return {
+        "model": _tiny_pipeline(),
+        "data": {"path": str(pictures), "cache": str(folder / "cache"), "validation": {"fraction": 0.2}},
+        "adapter": {"rank": 2, "targets": "attention"},
+        "preview": {"steps": 2, "prompts": ["red wall"]},
+    }
+
+
+@cache
+def _tiny_pipeline() -> str:
+    from tests.tiny_models import save_tiny_pipeline
+
+    return str(save_tiny_pipeline(Path(mkdtemp())))
+
+
+CASES: dict[str, MakeValues] = {"module": module, "text-to-image": text_to_image}
