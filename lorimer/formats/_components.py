@@ -8,10 +8,12 @@ transformers 5 took the level `text_model.` out of `CLIPTextModel`; the files of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
+from lorimer.formats._common import shown
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 TEXT_MODEL = "text_model."
@@ -32,6 +34,18 @@ def to_file_path(component: str, path: str) -> str:
 def from_file_path(component: str, path: str) -> str:
     """The module path, component first, of a layer called `path` in a component's file."""
     return f"{component}.{path.removeprefix(file_prefix(component))}" if component else path
+
+
+def module_paths(names: Mapping[str, str], where: str) -> dict[str, str]:
+    """`names` (name in the file -> module path), or an error where two names mean one layer.
+
+    Raises:
+        FileFormatError: e.g. a path stands in the file both with `text_model.` and without.
+    """
+    twice = [path for path, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise FileFormatError(f"{where}: holds these layers under two names: {shown(twice)}")
+    return dict(names)
 
 
 def split_components(state: AdapterState, format: str) -> dict[str, dict[str, LayerState]]:

@@ -31,6 +31,7 @@ from lorimer.formats._common import (
 from lorimer.formats._components import (
     COMPONENTS,
     file_prefix,
+    module_paths,
     present_components,
     split_components,
     to_file_path,
@@ -72,7 +73,8 @@ class DiffusersFormat(Format):
         layers: dict[str, LayerState] = {}
         for component, its in by_component.items():
             prefix = file_prefix(component)
-            inner = {layer.removeprefix(prefix): own for layer, own in its.items()}
+            paths = module_paths({layer: layer.removeprefix(prefix) for layer in its}, where)
+            inner = {paths[layer]: own for layer, own in its.items()}
             ranks = {layer: rank_of(method, own, f"{where}: {layer!r}") for layer, own in inner.items()}
             its_config = {
                 key.removeprefix(f"{component}."): value

@@ -36,7 +36,7 @@ from lorimer.formats._common import (
     sort_by_layer,
     write_marker,
 )
-from lorimer.formats._components import present_components, split_components
+from lorimer.formats._components import module_paths, present_components, split_components
 from lorimer.formats._kohya_names import is_sdxl, kohya_name, module_path
 from lorimer.formats.safe_io import (
     read_safetensors_header,
@@ -97,17 +97,17 @@ class KohyaFormat(Format):
         alphas = {key.removesuffix(_ALPHA): tensor for key, tensor in tensors.items() if key.endswith(_ALPHA)}
         weights = {key: tensor for key, tensor in tensors.items() if not key.endswith(_ALPHA)}
         method, found = sort_by_layer(weights, "kohya", where, marker.method)
-        paths = {name: module_path(name) for name in found}
-        unknown = [name for name, layer_path in paths.items() if layer_path is None]
+        unknown = [name for name in found if module_path(name) is None]
         if unknown:
             raise FileFormatError(f"{path}: layers that no known U-Net or CLIP has: {shown(unknown)}")
         astray = [name + _ALPHA for name in alphas if name not in found]
         if astray:
             raise FileFormatError(f"{path}: alphas without a layer: {shown(astray)}")
+        paths = module_paths({name: str(module_path(name)) for name in found}, where)
         layers: dict[str, LayerState] = {}
         for name, own in found.items():
             alpha = alpha_value(alphas[name], f"{where}: {name!r}") if name in alphas else None
-            layers[str(paths[name])] = make_layer(method, own, f"{where}: {name!r}", rank=None, alpha=alpha)
+            layers[paths[name]] = make_layer(method, own, f"{where}: {name!r}", rank=None, alpha=alpha)
         components = present_components(layers, marker.components)
         metadata = marker.metadata or _foreign_metadata(header)
         return AdapterState(method.name, layers, marker.config, components, metadata)

@@ -26,7 +26,13 @@ from lorimer.formats._common import (
     sort_by_layer,
     write_marker,
 )
-from lorimer.formats._components import COMPONENTS, from_file_path, present_components, split_components
+from lorimer.formats._components import (
+    COMPONENTS,
+    from_file_path,
+    module_paths,
+    present_components,
+    split_components,
+)
 from lorimer.formats._peft_config import method_of, peft_config, read_peft_config
 from lorimer.formats.safe_io import (
     json_bytes,
@@ -125,11 +131,11 @@ def _read_part(folder: Path, component: str) -> AdapterState:
     method, found = sort_by_layer(bare, "peft", where, marker.method or method_of(config, where))
     ranks = {layer: rank_of(method, own, f"{where}: {layer!r}") for layer, own in found.items()}
     settled = read_peft_config(config, method, ranks, f"{where}/{_CONFIG}")
+    paths = module_paths({layer: from_file_path(component, layer) for layer in found}, where)
     layers: dict[str, LayerState] = {}
     for layer, own in found.items():
         rank, alpha = settled[layer]
-        path = from_file_path(component, layer)
-        layers[path] = make_layer(method, own, f"{where}: {layer!r}", rank=rank, alpha=alpha)
+        layers[paths[layer]] = make_layer(method, own, f"{where}: {layer!r}", rank=rank, alpha=alpha)
     base = config.get("base_model_name_or_path")
     metadata = marker.metadata or ({"base_model": base} if isinstance(base, str) and base else {})
     return AdapterState(method.name, layers, marker.config, (), metadata)

@@ -210,3 +210,23 @@ def test_parts_of_another_adapter_are_not_mixed(pipeline: Callable[[], Any], tmp
     with pytest.raises(FileFormatError, match="'text_encoder'"):
         lorimer.save(adapter, tmp_path / "adapter")
     assert set(lorimer.read(tmp_path / "adapter").components) == {"unet", "text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "suffixes"),
+    [
+        (
+            "lora_te_text_model_encoder_layers_0_mlp_fc1",
+            "lora_te_encoder_layers_0_mlp_fc1",
+            ("lora_down", "lora_up"),
+        ),
+        ("text_encoder.text_model.encoder.x", "text_encoder.encoder.x", ("lora_A", "lora_B")),
+    ],
+)
+def test_a_layer_under_two_names(first: str, second: str, suffixes: tuple[str, str], tmp_path: Path) -> None:
+    """One of the two would be lost."""
+    tensors = {f"{name}.{suffix}.weight": torch.ones(1, 1) for name in (first, second) for suffix in suffixes}
+    path = tmp_path / "adapter.safetensors"
+    safe_io.write_safetensors(tensors, path)
+    with pytest.raises(FileFormatError, match="two names"):
+        lorimer.read(path)
