@@ -35,7 +35,7 @@ def demo(
     prompts = [with_trigger(prompt, adapted.trigger) for prompt in shown.prompts for _ in shown.seeds]
     seeds = [seed for _ in shown.prompts for seed in shown.seeds]
     rows = draw(adapted.model, prompts, seeds, shown.strengths, **adapted.settings)
-    heads = [f"strength {value:g}" if value else "before" for value in shown.strengths]
+    heads = [f"strength {value:g}" if value else "strength 0, before" for value in shown.strengths]
     title = "Before and after: none of these was among the 24 pictures it learned from"
     picture = output / "before-and-after.png"
     labelled_grid(rows, prompts, heads, title).save(picture)

@@ -87,6 +87,7 @@ def test_the_real_recipe_is_valid_and_its_prompts_are_not_among_the_pictures() -
     folder = Path(engine.__file__).parents[1] / "demo_data"
     recipe = load_recipe(folder / "demo.yaml", environment={})
     captions = {path.read_text(encoding="utf-8").strip() for path in folder.glob("openmoji/*.txt")}
+    assert len(captions) == len(list(folder.glob("openmoji/*.png"))) == 24
     assert len(recipe.preview.prompts) >= 4 and recipe.preview.strengths == (0, 0.5, 1)
     for prompt in recipe.preview.prompts:
         assert not [caption for caption in captions if prompt in caption]
