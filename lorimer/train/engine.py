@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 
 from lorimer.errors import Interrupted, LorimerError
@@ -87,11 +88,14 @@ def train(recipe: Recipe, *, resume: Path | None = None, console: Console | None
     begin = time.perf_counter()
     folder = RunFolder(resume or recipe.output)
     (folder.require_run if resume else folder.require_new)()
-    owned = folder.lock() if PartialState().is_main_process else contextlib.nullcontext()
+    asked_for_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # as Accelerator itself reads it
+    owned = folder.lock() if PartialState(cpu=asked_for_cpu).is_main_process else contextlib.nullcontext()
     with random_state_kept(), owned:
         setup = build(recipe, logs=folder.path)
         setup.base = fingerprint(setup.model)
         preflight = inspect(setup)
+        if not setup.accelerator.is_main_process:
+            console = Console(quiet=True)
         run = Run(setup, folder, Display(recipe.train.steps, console))
         run.train(preflight)
         return TrainResult(
