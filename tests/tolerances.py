@@ -23,6 +23,7 @@ def relative_difference(left: torch.Tensor, right: torch.Tensor) -> float:
     scale = max(left.abs().max().item(), right.abs().max().item(), 1e-30)
     return (left.double() - right.double()).abs().max().item() / scale
 
+
 # The same adapter in another program (PEFT, diffusers) on a whole small network in float32: each layer sums
 # in another order, as in SAME_OUTPUT, and the network magnifies it; a lost scale is off by 0.01 and more.
 SAME_NETWORK_OUTPUT = 1e-4
