@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lorimer.cli._options import AdapterSource, BaseModel
+from lorimer.cli._options import AdapterSource, AsJson, BaseModel
 from lorimer.errors import UsageError
 
 
@@ -16,6 +17,7 @@ def merge(
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the merged model.")],
     model: BaseModel = None,
     strength: Annotated[float, typer.Option(metavar="NUMBER", help="1 is the adapter as trained.")] = 1.0,
+    as_json: AsJson = False,
 ) -> None:
     """Fold an adapter into its base model.
 
@@ -32,4 +34,5 @@ def merge(
     adapted.adapter.strength = strength
     lorimer.merge(adapted.model, keep_original=False)
     save_diffusion(adapted.model, output)
-    typer.echo(f"wrote {output}")
+    facts = {"folder": str(output), "base_model": adapted.model.source, "strength": strength}
+    typer.echo(json.dumps(facts) if as_json else f"wrote {output}")

@@ -116,8 +116,15 @@ def test_an_unfinished_run_says_how_to_finish(tmp_path: Path) -> None:
 def test_merged_folder_gives_what_the_live_adapter_gives(
     base: Path, adapter: Path, tmp_path: Path, strength: float
 ) -> None:
-    ran = lorimer("merge", adapter, "--model", base, "--strength", strength, "--output", tmp_path / "merged")
+    ran = lorimer(
+        "merge", adapter, "--model", base, "--strength", strength, "--output", tmp_path / "merged", "--json"
+    )
     assert ran.code == 0, ran.err
+    assert json.loads(ran.out) == {
+        "folder": str(tmp_path / "merged"),
+        "base_model": str(base),
+        "strength": strength,
+    }
     live, merged = load_diffusion(str(base)), load_diffusion(str(tmp_path / "merged"))
     library.load(live, adapter).strength = strength
     torch.manual_seed(0)
