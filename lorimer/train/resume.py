@@ -34,7 +34,7 @@ def capture(setup: Setup, step: int, trainer: dict[str, Any]) -> Checkpoint:
     return Checkpoint(
         step,
         setup.adapter.state(),
-        flatten_state(setup.optimizer.optimizer.state_dict()),
+        flatten_state(setup.optimizer.state_dict()),
         {
             **trainer,
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -69,7 +69,7 @@ def restore(setup: Setup, folder: RunFolder) -> dict[str, Any] | None:
         raise FileFormatError(f"{place}: its adapter sits on other layers than the recipe's")
     for path, layer in checkpoint.adapter.layers.items():
         layers[path].load_state_dict(layer.tensors)
-    setup.optimizer.optimizer.load_state_dict(unflatten_state(*checkpoint.optimizer))
+    setup.optimizer.load_state_dict(unflatten_state(*checkpoint.optimizer))
     if setup.accelerator.scaler is not None:
         setup.accelerator.scaler.load_state_dict(trainer["scaler"])
     return {"step": checkpoint.step, **trainer}

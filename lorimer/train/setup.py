@@ -41,7 +41,7 @@ _CHECKPOINTING: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Setup:
-    """What a training step needs; `optimizer` is Accelerate's wrapper of it."""
+    """What a training step needs."""
 
     recipe: Recipe
     accelerator: Accelerator
@@ -50,7 +50,7 @@ class Setup:
     data: Dataset[Any]
     adapter: AttachedAdapter
     parameters: list[nn.Parameter]
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     order: Order
     base: dict[str, int] = field(default_factory=dict)  # fingerprint of the base before training
 
@@ -98,7 +98,8 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         accelerator.process_index,
         accelerator.num_processes,
     )
-    optimizer = accelerator.prepare(build_optimizer(adapter, recipe.train))
+    optimizer = build_optimizer(adapter, recipe.train)
+    accelerator.prepare(optimizer)  # so that clipping finds what to unscale; its wrapper's step is slow
     return Setup(
         recipe, accelerator, task, model, data, adapter, list(adapter.parameters()), optimizer, order
     )

@@ -35,8 +35,12 @@ def take_step(setup: Setup, step: int, batches: Iterator[Any]) -> tuple[Tensor, 
     norm = accelerator.clip_grad_norm_(setup.parameters, limit)
     finite = torch.isfinite(norm) & torch.isfinite(loss)
     set_learning_rate(setup.optimizer, train, step)
-    skip_unless_finite(setup.optimizer.optimizer, finite)
-    setup.optimizer.step()
+    skip_unless_finite(setup.optimizer, finite)
+    if accelerator.scaler is None:
+        setup.optimizer.step()
+    else:
+        accelerator.scaler.step(setup.optimizer)
+        accelerator.scaler.update()
     setup.optimizer.zero_grad()
     return loss, finite
 
