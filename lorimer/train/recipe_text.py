@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lorimer.errors import RecipeError, suggest
+from lorimer.errors import RecipeError
 
 
 class _Loader(yaml.SafeLoader):
@@ -103,9 +104,9 @@ def _suggest_key(loc: tuple[int | str, ...], schema: type[BaseModel]) -> str:
     if not _is_model(model):
         return ""
     aliases: Mapping[str, str] = getattr(model, "aliases", {})
-    near = suggest(key, [*model.model_fields, *aliases])
+    near = difflib.get_close_matches(key, [*model.model_fields, *aliases], n=1)
     if near:
-        return near
+        return f" Did you mean {aliases.get(near[0], near[0])!r}?"
     for name, field in schema.model_fields.items():
         section = field.annotation
         if _is_model(section) and key in {*section.model_fields, *getattr(section, "aliases", {})}:  # type: ignore[union-attr]

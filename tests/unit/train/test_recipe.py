@@ -109,6 +109,11 @@ def test_a_key_in_the_wrong_section_is_told_where_it_belongs() -> None:
     assert "learning_rate: unknown key. It belongs under 'train'." in mistakes("learning_rate=1")
 
 
+def test_a_near_miss_of_another_tool_s_name_suggests_ours() -> None:
+    assert "train.max_train_step: unknown key. Did you mean 'steps'?" in mistakes("train.max_train_step=3")
+    assert "train.batchsize: unknown key. Did you mean 'batch_size'?" in mistakes("train.batchsize=3")
+
+
 def test_unknown_task_and_method_are_suggested_and_the_rest_is_still_checked() -> None:
     text = mistakes("task=modul", "adapter.method=lorra", "train.step=1")
     assert "task: no task is called 'modul'. Did you mean 'module'?" in text
