@@ -48,7 +48,6 @@ class MuonWithAdam:
         for weight in self.parameters.values():
             weight.grad = None
 
-    @torch.no_grad()  # for this thread: the caller's does not reach it
     def _muon(
         self, names: list[str], shape: tuple[int, int], learning_rate: float, momentum: float = 0.95
     ) -> None:
@@ -58,9 +57,10 @@ class MuonWithAdam:
         nesterov = torch._foreach_lerp(gradients, moments, momentum)
         updates = orthogonal(torch.stack([update.reshape(shape) for update in nesterov]))
         scale = 0.2 * max(shape) ** 0.5  # the root mean square of an Adam step
-        for name, update in zip(names, updates, strict=True):
-            weight = self.parameters[name]
-            weight.add_(update.reshape(weight.shape), alpha=-learning_rate * scale)
+        with torch.no_grad():  # for this thread: the caller's does not reach it
+            for name, update in zip(names, updates, strict=True):
+                weight = self.parameters[name]
+                weight.add_(update.reshape(weight.shape), alpha=-learning_rate * scale)
 
     def _adam(self, learning_rate: float, beta1: float = 0.9, beta2: float = 0.99) -> None:
         weights: list[Tensor] = [self.parameters[name] for name in self.adam]
