@@ -9,7 +9,7 @@ from torch import nn
 
 from lorimer.adapters._base import Adapter, Method
 from lorimer.attachment.attached import AttachedAdapter, require_live
-from lorimer.attachment.targets import Target, Targets, first_match, require_matches, select
+from lorimer.attachment.targets import Targets, first_match, require_matches, select
 from lorimer.errors import StateError, TargetError, UsageError
 from lorimer.layers.geometry import weight_spec
 from lorimer.layers.host import base_parameters, hosts, make_host, slots_of, unmake_host
@@ -24,8 +24,8 @@ def attach(
     *,
     name: str = "default",
     exclude: Targets = (),
-    rank_pattern: Mapping[Target, int] | None = None,
-    alpha_pattern: Mapping[Target, float] | None = None,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
 ) -> AttachedAdapter:
     """Freeze `model` and put an adapter of `method` beside every layer that `targets` names.
@@ -38,8 +38,8 @@ def attach(
         method: the adapter's config, e.g. `LoRA(rank=8, alpha=16)`.
         targets, exclude: see `lorimer.attachment.targets`.
         name: what to call the adapter; any text without a dot.
-        rank_pattern, alpha_pattern: a target -> the rank or alpha that holds where it matches; the first
-            match counts.
+        rank_pattern, alpha_pattern: a target as text -> the rank or alpha that holds where it matches; the
+            first match counts.
         dtype: precision of the adapter's parameters; by default the weight's own, or float32 beside
             half-precision weights.
 

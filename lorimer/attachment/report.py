@@ -47,11 +47,15 @@ class Report:
         share = self.trainable / max(self.total, 1)
         lines = [
             f"{len(self.layers)} layers adapted, {self.trainable:,} parameters train beside {self.total:,} "
-            f"frozen ones ({share:.2%}); the file will take about {self.file_bytes / 1e6:.2f} MB"
+            f"frozen ones ({share:.2%}); the file will take about {self._size()}"
         ]
         for (kind, rank, alpha), count in kinds.items():
             lines.append(f"  {count:4d} x {kind}, rank {rank}, alpha {alpha:g}")
         return "\n".join(lines)
+
+    def _size(self) -> str:
+        kilobytes = self.file_bytes / 1e3
+        return f"{kilobytes / 1e3:.2f} MB" if kilobytes >= 1e3 else f"{kilobytes:.0f} kB"
 
 
 def report_on(model: nn.Module, layers: Mapping[str, Adapter]) -> Report:

@@ -9,7 +9,7 @@ A target is one of
     "attention"                          a preset: projections inside attention modules
     "all-linear", "all-linear-conv"      a preset: every Linear (and Conv2d)
 
-or a list of them. A path or ending that names a module with children does not adapt the children.
+or a list of them. An exclusion takes away what it names and everything inside it.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ def select(model: nn.Module, targets: Targets, exclude: Targets = ()) -> dict[st
             whose weight is tied to another module's.
     """
     modules = adaptable_view(model)
-    excluded = {path for target in _as_list(exclude) for path in _matches(modules, target)}
+    excluded = [path for target in _as_list(exclude) for path in _matches(modules, target)]
+    inside_excluded = tuple(path + "." for path in excluded)
     unsafe = _unsafe_layers(modules)
     selected: dict[str, nn.Module] = {}
     for target in _as_list(targets):
         for path in _matches(modules, target):
-            if path in excluded:
+            if path in excluded or path.startswith(inside_excluded):
                 continue
             layer = modules[path]
             problem = unsafe.get(path)
@@ -69,12 +70,12 @@ def select(model: nn.Module, targets: Targets, exclude: Targets = ()) -> dict[st
     return {path: layer for path, layer in modules.items() if path in selected}
 
 
-def first_match(path: str, layer: nn.Module, patterns: Sequence[Target]) -> Target | None:
+def first_match(path: str, layer: nn.Module, patterns: Sequence[str]) -> str | None:
     """The first of `patterns` that names this layer."""
     return next((pattern for pattern in patterns if _matcher(pattern)(path, layer)), None)
 
 
-def require_matches(modules: dict[str, nn.Module], patterns: Sequence[Target]) -> None:
+def require_matches(modules: dict[str, nn.Module], patterns: Sequence[str]) -> None:
     """Raise `TargetError` for a pattern that names none of `modules`."""
     for pattern in patterns:
         _matches(modules, pattern)

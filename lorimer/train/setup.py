@@ -168,7 +168,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
                 f"Known: {', '.join(parts) or 'none, since it is one piece'}"
             )
     children = [name for name, _ in model.named_children()]  # parts that never are adapted among them
-    others = [rf"re:{re.escape(name)}(\..*)?" for name in children if wanted and name not in wanted]
+    others = [f"re:{re.escape(name)}" for name in children if wanted and name not in wanted]
     return attach(
         model,
         section.method_config(),

@@ -71,6 +71,7 @@ def test_targets_select(targets, expected) -> None:
 def test_exclusions_take_away() -> None:
     chosen = select(network(), "all-linear", exclude=["attention", "head"])
     assert list(chosen) == ["down.time_proj", "up.time_proj"]
+    assert list(select(network(), "all-linear", exclude=["up", "attentions"])) == ["down.time_proj", "head"]
 
 
 @pytest.mark.parametrize(
