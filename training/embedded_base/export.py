@@ -51,7 +51,7 @@ def assemble(work: Path, untrained: bool) -> StableDiffusionPipeline:
     model = unet.Denoiser(unet.build(), text.build_encoder(tokenizer))
     autoencoder = vae.build()
     if not untrained:
-        tensors, facts = checkpoint.load(work / "unet.safetensors")
+        tensors, facts = checkpoint.load(unet.best_denoiser(work))
         model.load_state_dict(checkpoint.under_prefix("average", tensors))
         autoencoder.load_state_dict(vae.averaged_weights(unet.best_autoencoder(work)))
         fold_scale(autoencoder, unet.latent_scale(work, data.load(work)))

@@ -43,7 +43,7 @@ class MuonWithAdam:
         self.step_count += 1
         largest_first = sorted(self.by_shape, key=lambda shape: -shape[0] * shape[1])
         alike = [(self.by_shape[shape], shape) for shape in largest_first]
-        list(over(lambda group: self._muon(*group, learning_rate), alike))
+        list(over(lambda group: self._muon(group[0], group[1], learning_rate), alike))
         self._adam(learning_rate)
         for weight in self.parameters.values():
             weight.grad = None

@@ -1,10 +1,12 @@
 """The denoiser and the text encoder, trained together on latents.
 
-    python -m training.embedded_base.unet --work WORK --minutes 80
+    python -m training.embedded_base.unet --work WORK --minutes 60
+    python -m training.embedded_base.unet --work WORK --minutes 9 --variants
 
 needs the autoencoder's encoder to be final (its decoder may still be in training). Run again after an
 interruption, it goes on where it was; with a longer ``--minutes`` it goes on from a finished run. Every few
-minutes it draws ``WORK/samples.png`` with the averaged weights.
+minutes it draws ``WORK/samples.png`` with the averaged weights. The second command widens the model's
+repertoire by the variants of ``variants.py``, at half the learning rate, half of every batch being as before.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.embedded_base import checkpoint, concepts, data, text, vae
+from training.embedded_base import checkpoint, concepts, data, text, vae, variants
 from training.embedded_base.optimiser import MuonWithAdam
 
 BASE_STYLES = tuple(concepts.STYLE_WORDS)
@@ -94,6 +96,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.mean)
 
+    def and_others(self, others: list[Examples]) -> Examples:
+        """These first, then the others."""
+        every = [self, *others]
+        names = ("mean", "deviation", "captions", "plain_captions")
+        return Examples(*(torch.cat([getattr(one, name) for one in every]) for name in names), self.empty)
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -103,14 +111,19 @@ class Scale:
     deviation: Tensor
 
 
-def prepare(work: Path, tokenizer: CLIPTokenizer) -> Examples:
+def prepare(work: Path, tokenizer: CLIPTokenizer, variant: str | None = None) -> Examples:
+    """The base pictures, or one variant of them all."""
     pictures, chosen = data.load(work), concepts.load()
     rows = concepts.rows(pictures, chosen)
     pixels = torch.cat([pictures.style(style)[rows] for style in BASE_STYLES])
     scale = latent_scale(work, pictures)
-    posterior = encode(work, pixels)
     captions = [text.caption(style, concept) for style in BASE_STYLES for concept in chosen]
     plain = [concept.caption for _ in BASE_STYLES for concept in chosen]
+    if variant:
+        pixels = variants.draw(pixels, variant)
+        captions = [f"{variant} {caption}" for caption in captions]
+        plain = [f"{variant} {caption}" for caption in plain]
+    posterior = encode(work, pixels)
     return Examples(
         mean=(posterior.mean - scale.mean.view(1, -1, 1, 1)) / scale.deviation.view(1, -1, 1, 1),
         deviation=posterior.std / scale.deviation.view(1, -1, 1, 1),
@@ -177,15 +190,22 @@ class Batch:
         return Batch(*(tensor[index::count] for tensor in vars(self).values()))
 
 
-def train(work: Path, minutes: float, batch: int, peak: float, decay: float) -> None:
+def train(
+    work: Path, minutes: float, batch: int, peak: float, decay: float, with_variants: bool = False
+) -> None:
     """Train for so many minutes, the time before an interruption included."""
-    torch.manual_seed(0)
+    torch.manual_seed(1 if with_variants else 0)
     tokenizer = tokenizer_of(work)
     examples = prepare(work, tokenizer)
+    originals = len(examples)
     model = Denoiser(build(), text.build_encoder(tokenizer))
+    place = work / "unet.safetensors"
+    if with_variants:
+        examples = examples.and_others([prepare(work, tokenizer, word) for word in variants.WORDS])
+        model.load_state_dict(checkpoint.under_prefix("average", checkpoint.load(place)[0]))
+        place, peak = work / "unet-variants.safetensors", peak / 2
     optimiser = MuonWithAdam(model.named_parameters(), embeddings=("embedding", "conv_in", "conv_out"))
     average = checkpoint.Average(model, decay)
-    place = work / "unet.safetensors"
     seconds, passes = resume(place, model, optimiser, average)
     print(f"{len(examples)} pictures, {sum(p.numel() for p in model.parameters())} parameters", flush=True)
 
@@ -193,14 +213,20 @@ def train(work: Path, minutes: float, batch: int, peak: float, decay: float) -> 
     workers = Workers(model, torch.get_num_threads())
     saved = reported = time.monotonic()
     losses: list[float] = []
-    order = torch.empty(0, dtype=torch.long)
+    # Original pictures and variants are shuffled apart, so that each has its share of every batch.
+    groups = [range(originals)] + [range(originals, len(examples))] * with_variants
+    orders = [torch.empty(0, dtype=torch.long) for _ in groups]
     with asked_to_stop() as stop:
         while seconds < minutes * 60 and not stop:
             started = time.monotonic()
-            while len(order) < batch:
-                order = torch.cat([order, torch.randperm(len(examples))])
-            chosen, order = order[:batch], order[batch:]
-            losses.append(workers.backward(make_batch(examples, chosen, alphas)))
+            share = batch // len(groups)
+            for place_in, group in enumerate(groups):
+                while len(orders[place_in]) < share:
+                    order = torch.randperm(len(group)) + group.start
+                    orders[place_in] = torch.cat([orders[place_in], order])
+            chosen = torch.cat([order[:share] for order in orders])
+            orders = [order[share:] for order in orders]
+            losses.append(workers.backward(make_batch(examples, chosen, alphas, originals)))
             rate = checkpoint.learning_rate(peak, seconds / (minutes * 60), flat=0.2)
             optimiser.step(rate, over=workers.pool.map)
             average.update(model, optimiser.step_count)
@@ -269,7 +295,7 @@ class Workers:
         return loss.item()
 
 
-def make_batch(examples: Examples, chosen: Tensor, alphas: Tensor) -> Batch:
+def make_batch(examples: Examples, chosen: Tensor, alphas: Tensor, originals: int) -> Batch:
     """Noise for the chosen pictures; wanted is the velocity, sqrt(a) noise - sqrt(1 - a) clean."""
     mean, deviation = examples.mean[chosen], examples.deviation[chosen]
     clean = mean + deviation * torch.randn_like(mean)
@@ -279,7 +305,7 @@ def make_batch(examples: Examples, chosen: Tensor, alphas: Tensor) -> Batch:
     return Batch(
         noisy=alpha.sqrt() * clean + (1 - alpha).sqrt() * noise,
         timesteps=timesteps,
-        token_ids=captions_for(examples, chosen),
+        token_ids=captions_for(examples, chosen, originals),
         velocity=alpha.sqrt() * noise - (1 - alpha).sqrt() * clean,
         weight=min_snr_weight(alphas[timesteps]),
     )
@@ -296,15 +322,18 @@ def min_snr_weight(alpha: Tensor) -> Tensor:
     return (ratio + 1).clamp(max=MIN_SNR_GAMMA + 1) / (ratio + 1)
 
 
-def captions_for(examples: Examples, chosen: Tensor) -> Tensor:
-    """Token ids (batch, CONTEXT); some captions empty, without style, or with another style's word."""
+def captions_for(examples: Examples, chosen: Tensor, originals: int) -> Tensor:
+    """Token ids (batch, CONTEXT); some captions empty, without style, or with another style's word.
+
+    A variant, which comes after the originals, is always asked for by its word.
+    """
     full, plain = examples.captions[chosen], examples.plain_captions[chosen]
     # The plain caption, moved right by one or two places behind random tokens.
     other = plain
     for _ in range(int(torch.randint(1, 3, ()))):
         other = torch.cat([other[:, :1], torch.randint(0, 1022, (len(chosen), 1)), other[:, 1:-1]], dim=1)
     ids = full.clone()
-    kind = torch.rand(len(chosen))
+    kind = torch.rand(len(chosen)) + (chosen >= originals)
     ids[kind < EMPTY + NO_STYLE + OTHER_STYLE] = other[kind < EMPTY + NO_STYLE + OTHER_STYLE]
     ids[kind < EMPTY + NO_STYLE] = plain[kind < EMPTY + NO_STYLE]
     ids[kind < EMPTY] = examples.empty
@@ -318,6 +347,7 @@ def draw_samples(work: Path, average: checkpoint.Average, tokenizer: CLIPTokeniz
     known = concepts.load()
     shown = known[:: max(1, len(known) // 32)][:32]
     captions = [text.caption(style, concept) for style in BASE_STYLES for concept in shown]
+    captions += [f"{word} {caption}" for word in variants.WORDS for caption in captions[::2]]
     latents = sample_latents(model, text.tokens(tokenizer, captions), text.tokens(tokenizer, [""]), steps=20)
     scale = latent_scale(work, data.load(work))
     latents = latents * scale.deviation.view(1, -1, 1, 1) + scale.mean.view(1, -1, 1, 1)
@@ -325,6 +355,12 @@ def draw_samples(work: Path, average: checkpoint.Average, tokenizer: CLIPTokeniz
     decoder.load_state_dict(vae.averaged_weights(best_autoencoder(work)))
     with torch.no_grad():
         data.grid(decoder.decode(latents).sample / 2 + 0.5, 16).save(work / "samples.png")
+
+
+def best_denoiser(work: Path) -> Path:
+    """The one that has seen the variants, if there is one."""
+    further = work / "unet-variants.safetensors"
+    return further if further.exists() else work / "unet.safetensors"
 
 
 def best_autoencoder(work: Path) -> Path:
@@ -390,8 +426,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--average-decay", type=float, default=0.999)
+    parser.add_argument("--variants", action="store_true", help="go on with variants of the pictures as well")
     chosen = parser.parse_args()
-    train(chosen.work, chosen.minutes, chosen.batch, chosen.learning_rate, chosen.average_decay)
+    settings = (chosen.batch, chosen.learning_rate, chosen.average_decay)
+    train(chosen.work, chosen.minutes, *settings, with_variants=chosen.variants)
 
 
 if __name__ == "__main__":
