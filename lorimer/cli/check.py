@@ -19,9 +19,10 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what training would do; write nothing.
+    """Say what training would do; train nothing.
 
-    Reads the recipe, the data and the model, and measures memory and time in one dry step.
+    Reads the recipe, the data and the model, and measures memory and time in one dry step. No run is written;
+    encoded pictures and captions are kept in the cache for training.
     """
     from lorimer.train import engine
     from lorimer.train.recipe import load_recipe

@@ -83,7 +83,7 @@ def sample(
 
 def _read_prompts(file: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: prompts must be text in UTF-8: {error}") from error
     return [line for line in lines if line and not line.startswith("#")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -75,12 +76,7 @@ def read_pictures(
     if not folder.is_dir():
         raise DataError(f"data.path {folder}: there is no such folder")
     problems: list[str] = []
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in PICTURE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    files = _picture_files(folder)
     metadata = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
     if len(metadata) > 1:
         problems.append("both metadata.jsonl and metadata.csv are there; keep one")
@@ -88,8 +84,10 @@ def read_pictures(
         captions = _captions_from_metadata(metadata[0], folder, problems)
     else:
         captions = _captions_beside(files, caption_suffix, default_caption, folder, problems)
+    # A picture whose caption is at fault is read as well, so that what else is wrong with it is named too.
+    wanted = captions if metadata else {path: captions.get(path, "") for path in files}
     pictures = []
-    for path, caption in captions.items():
+    for path, caption in wanted.items():
         try:
             pictures.append(
                 _read_picture(
@@ -113,8 +111,12 @@ def read_pictures(
 
 
 def with_trigger(text: str, trigger: str | None) -> str:
-    """`text`, led by the trigger unless it holds it already."""
-    return text if not trigger or trigger.lower() in text.lower() else f"{trigger} {text}"
+    """`text`, led by the trigger unless it holds it already as a word: "pink" holds no "ink". Scripts without
+    spaces between words may run on: "水墨画" holds "水墨"."""
+    if not trigger:
+        return text
+    word = rf"(?<!\w){re.escape(trigger.lower())}(?!\w)"
+    return text if re.search(word, text.lower(), re.ASCII) else f"{trigger} {text}"
 
 
 def left_out(folder: Path) -> int:
@@ -123,8 +125,17 @@ def left_out(folder: Path) -> int:
     if metadata is None:
         return 0
     named = _captions_from_metadata(metadata, folder, [])
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES]
-    return len(set(found) - named.keys())
+    return len(set(_picture_files(folder)) - named.keys())
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    """The pictures in `folder` and the folders in it, sorted, without hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in PICTURE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def _captions_beside(

@@ -34,7 +34,7 @@ class Module(Task):
     """Trains an adapter on a model and data that functions of yours return."""
 
     name = "module"
-    description = "Any PyTorch module, with a model, data and loss from your own functions."
+    description = "Any PyTorch module, with a model, data and loss from your own functions"
 
     class Data(Section):
         """What it learns from."""

@@ -41,7 +41,7 @@ def test_sample_writes_a_picture_per_prompt_seed_and_strength_and_a_grid(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("# what to draw\n\na Red Fox!\n", encoding="utf-8")
+    prompts.write_text("# what to draw\n\na Red Fox!\n", encoding="utf-8-sig")  # as editors on Windows do
     ran = lorimer(
         *("sample", adapter, "--model", base, "--prompt", "inkstyle 小鸟", "--prompts", prompts),
         *(

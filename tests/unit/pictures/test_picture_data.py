@@ -73,11 +73,12 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:600])
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "text.txt").write_text("a caption")
+    _write(tmp_path, "both.png", Image.new("RGB", (15, 200)), None)
     with pytest.raises(DataError) as caught:
         read_pictures(tmp_path, 32)
     message = str(caught.value)
     for expected in (
-        "11 problems",
+        "13 problems",
         "uncaptioned.png: has no caption; write one to uncaptioned.txt",
         "empty.txt: the caption is empty",
         "tiny.png: 15 x 200 px is too small",
@@ -89,6 +90,8 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
         "broken.png: is broken",
         "cut.jpg: is broken",
         "text.png: is broken",
+        "both.png: has no caption",
+        "both.png: 15 x 200 px is too small",
     ):
         assert expected in message
     assert caught.value.exit_code == 3
@@ -122,6 +125,20 @@ def test_the_trigger_is_not_put_twice() -> None:
     assert with_trigger("a dog", None) == "a dog"
 
 
+@pytest.mark.parametrize(
+    ("text", "trigger", "led"),
+    [
+        ("a pink drink", "ink", True),  # only a part of other words
+        ("a cat, ink, Ink-wash", "ink", False),
+        ("inky", "ink", True),
+        ("一幅水墨画", "水墨", False),  # no spaces between words
+        ("a c++ logo", "c++", False),
+    ],
+)
+def test_the_trigger_counts_as_a_word(text: str, trigger: str, led: bool) -> None:
+    assert with_trigger(text, trigger) == (f"{trigger} {text}" if led else text)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_captions_from_one_file(balls: Path, kind: str) -> None:
     if kind == "jsonl":
@@ -133,6 +150,8 @@ def test_captions_from_one_file(balls: Path, kind: str) -> None:
     else:
         text = 'file_name,text\r\nred.png,"rot, „Ball“"\r\n./blue.png,blau\r\n'
     (balls / f"metadata.{kind}").write_text(text, encoding="utf-8-sig")
+    (balls / ".thumbnails").mkdir()
+    draw_ball(balls / ".thumbnails" / "red.png", "red")  # hidden, and not counted as left out
     pictures = read_pictures(balls, 32)
     assert [(picture.name, picture.caption) for picture in pictures] == [
         ("red.png", "rot, „Ball“"),
