@@ -263,8 +263,11 @@ def save_diffusion(model: DiffusionModel, folder: Path) -> None:
     or not at all. Adapters are not part of it: merge them first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside, quiet():
-        _pipeline(model).save_pretrained(Path(beside) / "model")
-        (Path(beside) / "model").rename(folder)
+        written = Path(beside) / "model"
+        _pipeline(model).save_pretrained(written)
+        for weights in written.rglob("*.safetensors"):  # which safetensors lets their owner alone read
+            weights.chmod((written / "model_index.json").stat().st_mode)
+        written.rename(folder)
 
 
 def _pipeline(model: DiffusionModel) -> Any:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_SUFFIXES = (".txt", ".caption")
+OTHER_PICTURE_SUFFIXES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".svg", ".psd")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 # A picture that would have to be enlarged more than this many times teaches blur.
 MAX_ENLARGEMENT = 2.0
@@ -128,12 +129,20 @@ def left_out(folder: Path) -> int:
     return len(set(_picture_files(folder)) - named.keys())
 
 
-def _picture_files(folder: Path) -> list[Path]:
+def of_other_kinds(folder: Path) -> list[str]:
+    """The names of pictures under `folder` in file types that are not looked for; none where a metadata file
+    says which ones are meant."""
+    if any((folder / name).is_file() for name in METADATA_FILES):
+        return []
+    return [path.relative_to(folder).as_posix() for path in _picture_files(folder, OTHER_PICTURE_SUFFIXES)]
+
+
+def _picture_files(folder: Path, suffixes: tuple[str, ...] = PICTURE_SUFFIXES) -> list[Path]:
     """The pictures in `folder` and the folders in it, sorted, without hidden ones."""
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in PICTURE_SUFFIXES
+        if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
 

@@ -24,7 +24,7 @@ from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
 from lorimer.tasks._diffusion_loss import add_noise, min_snr_weights, target, weighted_loss
 from lorimer.tasks._encoding_cache import EncodingCache, default_cache_folder
 from lorimer.tasks._grid import labelled_grid
-from lorimer.tasks._picture_data import Picture, left_out, read_pictures, with_trigger
+from lorimer.tasks._picture_data import Picture, left_out, of_other_kinds, read_pictures, with_trigger
 from lorimer.tasks._picture_encoding import Example, PictureEncoder
 from lorimer.tasks._picture_sections import DiffusionObjective, PictureData, PicturePreview
 
@@ -192,6 +192,9 @@ class TextToImage(Task):
             self._notes.append(f"{enlarged} of them are smaller and were enlarged")
         if ignored := left_out(folder):
             self._notes.append(f"{ignored} pictures there are not named in the metadata file and left out")
+        if others := of_other_kinds(folder):
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            self._notes.append(f"left out, save as PNG or JPEG to use: {', '.join(others[:3])}{more}")
         return pictures
 
     def _loss(

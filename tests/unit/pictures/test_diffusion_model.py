@@ -320,6 +320,9 @@ def test_a_saved_model_is_loaded_as_the_same(model: DiffusionModel, tmp_path: Pa
     again = load_diffusion(str(tmp_path / "new" / "model"))
     assert np.array_equal(_arrays(again), _arrays(model))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
+    files = [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_a_model_laid_out_as_stable_diffusion_1_is_loaded_and_draws_512_pixels(tmp_path: Path) -> None:

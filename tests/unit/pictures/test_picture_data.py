@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lorimer.errors import DataError
-from lorimer.tasks._picture_data import left_out, read_pictures, with_trigger
+from lorimer.tasks._picture_data import left_out, of_other_kinds, read_pictures, with_trigger
 from tests.unit.pictures.conftest import draw_ball
 
 
@@ -158,6 +158,10 @@ def test_captions_from_one_file(balls: Path, kind: str) -> None:
         ("blue.png", "blau"),
     ]
     assert left_out(balls) == 4
+    draw_ball(balls / "red.gif", "red")
+    assert not of_other_kinds(balls)  # the caption file says what is meant
+    (balls / f"metadata.{kind}").unlink()
+    assert of_other_kinds(balls) == ["red.gif"]
 
 
 def test_problems_of_the_caption_file_are_named_by_line(balls: Path) -> None:

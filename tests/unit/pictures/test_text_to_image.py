@@ -370,8 +370,11 @@ def test_long_captions_and_enlarged_pictures_are_mentioned(make_task: MakeTask, 
     (balls / "red.txt").write_text("a very long caption about a red ball")
     draw_ball(balls / "small.png", "red", size=(24, 24))
     (balls / "small.txt").write_text("a ball")
+    for number in range(5):
+        draw_ball(balls / f"{number}.GIF", "red")
     task = make_task()
     notes = "\n".join(task.describe(*_ready(task)))
     assert "7 pictures in" in notes and "cropped to 32 px" in notes
     assert "1 of them are smaller" in notes
     assert "captions are longer than 16 tokens" in notes
+    assert "to use: 0.GIF, 1.GIF, 2.GIF and 2 more" in notes
