@@ -18,6 +18,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from lorimer.layers.geometry import Base
 
+MAX_RANK = 16_384  # beyond any use; a file that claims more is refused before memory is taken
+
 
 @dataclass(frozen=True)
 class WeightSpec:

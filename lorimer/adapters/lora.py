@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorimer.adapters._base import Adapter, Method, WeightSpec
+from lorimer.adapters._base import MAX_RANK, Adapter, Method, WeightSpec
 from lorimer.errors import UsageError
 from lorimer.kernels.low_rank import low_rank_product
 
@@ -57,8 +57,10 @@ class LoRAAdapter(Adapter):
 
     def __init__(self, method: LoRA, spec: WeightSpec) -> None:
         super().__init__()
-        if method.rank < 1:
-            raise UsageError(f"rank must be at least 1, not {method.rank}")
+        if not isinstance(method.rank, int) or not 1 <= method.rank <= MAX_RANK:
+            raise UsageError(f"rank must be a whole number from 1 to {MAX_RANK}, not {method.rank!r}")
+        if not math.isfinite(method.scaled_alpha):
+            raise UsageError(f"alpha must be a finite number, not {method.alpha!r}")
         self.method = method
         self.scale = method.scaled_alpha / method.rank
         A_shape = (method.rank, *spec.down_shape)

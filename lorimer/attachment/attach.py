@@ -121,5 +121,6 @@ def _freeze(model: nn.Module) -> None:
 
 
 def _thaw(model: nn.Module) -> None:
-    for name in model.__dict__.pop(_FROZEN, []):
-        model.get_parameter(name).requires_grad_(True)
+    for part in model.modules():  # adapters may have been attached to a part first
+        for name in part.__dict__.pop(_FROZEN, []):
+            part.get_parameter(name).requires_grad_(True)

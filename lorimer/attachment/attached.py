@@ -119,7 +119,7 @@ def enabled(model: nn.Module, *names: str) -> Iterator[None]:
     before = {path: slots.active for path, slots in hosts(model).items()}
     try:
         for slots in hosts(model).values():
-            slots.active = [name for name in names if name in slots.names()]
+            slots.active = [name for name in dict.fromkeys(names) if name in slots.names()]
         yield
     finally:
         for path, slots in hosts(model).items():
@@ -158,8 +158,8 @@ def strength(model: nn.Module, value: float | Mapping[str, float]) -> Iterator[N
             adapters[name].strength = number
         yield
     finally:
-        for name, number in before.items():
-            adapters[name].strength = number
+        for slots in hosts(model).values():  # whatever was merged or detached meanwhile
+            slots.strengths.update({name: before[name] for name in slots.names() if name in before})
 
 
 def require_live(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from lorimer.errors import TargetError, suggest
 from lorimer.layers.geometry import geometry_of, supported_layers
@@ -150,8 +151,11 @@ def _unsafe_layers(modules: dict[str, nn.Module]) -> dict[str, str]:
                 "belongs to nn.MultiheadAttention, which reads the weight without calling the layer: "
                 "an adapter there would do nothing"
             )
-        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter):
             users.setdefault(id(weight), []).append(path)
+        if geometry_of(module) and (problem := _unusable(weight)):
+            unsafe[path] = problem
     for paths in users.values():
         if len(paths) > 1:
             for path in paths:
@@ -160,9 +164,22 @@ def _unsafe_layers(modules: dict[str, nn.Module]) -> dict[str, str]:
     return unsafe
 
 
+def _unusable(weight: object) -> str | None:
+    """Why a layer with this weight cannot be adapted, or None where it can."""
+    if isinstance(weight, UninitializedParameter):
+        return "has no weight yet; run the model once before attaching"
+    if not isinstance(weight, nn.Parameter):
+        return "computes its weight (a parametrization such as weight_norm); nothing can be merged into it"
+    if not weight.is_floating_point():
+        return f"holds its weight as {str(weight.dtype).removeprefix('torch.')}, which cannot be adapted"
+    return None
+
+
 def _nearest(modules: dict[str, nn.Module], target: Target) -> str:
     if isinstance(target, type):
         return f" Types present: {', '.join(sorted({_class_name(module) for module in modules.values()}))}"
+    if isinstance(target, str) and target in PRESETS:
+        return f" It stands for {PRESETS[target]} within the model"
     text = target.pattern if isinstance(target, re.Pattern) else target
     if text.startswith("type:"):
         text = text.removeprefix("type:")

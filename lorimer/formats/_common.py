@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from lorimer import registry
-from lorimer.adapters._base import Method
+from lorimer.adapters._base import MAX_RANK, Method
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
 from lorimer.formats.safe_io import parse_json, read_safetensors
 
-MAX_RANK = 16_384
 MAX_BYTES = 16 * 2**30  # of an adapter's tensors
 _PRECISIONS = {"torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
 # Header entry of files whose own format has no place for a method's config and for facts such as the title.

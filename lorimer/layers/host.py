@@ -44,6 +44,16 @@ class AdapterSlots(nn.Module):
         self.strengths: dict[str, float] = {}
         self.original: Tensor | None = None
 
+    @property
+    def _forward_pre_hooks(self) -> dict[int, Any]:
+        """What keeps `nn.TransformerEncoderLayer` from reading its layers' weights without calling them, as
+        it does in evaluation: it does not where a module within has a hook. Slots are never called."""
+        return {0: None} if self.live() else {}
+
+    @_forward_pre_hooks.setter
+    def _forward_pre_hooks(self, hooks: object) -> None:
+        """`nn.Module` sets it when it is made."""
+
     def add(self, name: str, adapter: Adapter) -> None:
         self.add_module(_PREFIX + name, adapter)
         self.strengths[name] = 1.0
@@ -88,6 +98,13 @@ class Host(_Layer):
                     output = output + change.to(output.dtype)
                 return output
         return geometry.apply(self, input, folded_weight(self))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles (`torch.save` of a whole model) name the layer's own class, as ours has no
+        place to be imported from."""
+        reduced: Any = super().__reduce_ex__(protocol)
+        _, _, *state = reduced
+        return (_bare_host, (self.adapted_class,), *state)
 
 
 def folded_weight(layer: nn.Module) -> Tensor:
@@ -159,6 +176,13 @@ def unstash_host(layer: nn.Module) -> None:
     slots: AdapterSlots = layer.__dict__.pop(_STASH)
     layer.__class__ = _host_class(type(layer))
     layer.add_module(SLOTS, slots.to(layer.weight.device))  # type: ignore[arg-type]
+
+
+def _bare_host(cls: type[nn.Module]) -> nn.Module:
+    """A host of `cls` without its state, to be filled by whoever copies or unpickles."""
+    host = _host_class(cls)
+    bare: nn.Module = host.__new__(host)
+    return bare
 
 
 _host_classes: dict[type[nn.Module], Any] = {}

@@ -42,7 +42,10 @@ def save(
 
     Raises:
         FileFormatError: the format cannot hold this adapter. Nothing is written.
+        UsageError: `dtype` is too coarse for an adapter.
     """
+    if dtype is not None and not (dtype.is_floating_point and dtype.itemsize > 1):
+        raise UsageError(f"an adapter is kept in float32, float16 or bfloat16, not in {dtype}")
     state = adapter.state()
     if component is not None:
         state = _as_component(state, component)

@@ -133,8 +133,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _accelerator(recipe: Recipe, logs: Path | None) -> Accelerator:
-    trackers = recipe.train.trackers if logs else []
-    for name in trackers:
+    for name in recipe.train.trackers:
         if name not in TRACKERS:
             raise RecipeError(
                 f"train.trackers: no tracker is called {name!r}.{suggest(name, TRACKERS)} "
@@ -144,6 +143,7 @@ def _accelerator(recipe: Recipe, logs: Path | None) -> Accelerator:
             raise MissingDependencyError(
                 f'train.trackers: {name} is not installed: pip install "lorimer[{name}]"'
             )
+    trackers = recipe.train.trackers if logs else []
     # Accelerate keeps its settings for the life of the process; a second run may ask for others.
     AcceleratorState._reset_state()
     GradientState._reset_state()

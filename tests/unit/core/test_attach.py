@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -51,7 +53,7 @@ def test_a_taken_name_is_refused() -> None:
         lorimer.attach(model, LoRA(), name="a")
 
 
-@pytest.mark.parametrize("rank", [0, -1])
+@pytest.mark.parametrize("rank", [0, -1, 2.5, "8", 10**9])
 def test_an_impossible_rank_leaves_the_model_as_it_was(rank) -> None:
     model = network()
     with pytest.raises(UsageError, match="rank"):
@@ -232,3 +234,74 @@ def test_unknown_attributes_of_the_package_are_errors() -> None:
     with pytest.raises(AttributeError, match="atach"):
         lorimer.atach  # noqa: B018
     assert "attach" in dir(lorimer) and callable(lorimer.attach)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_an_impossible_alpha_is_refused(alpha) -> None:
+    with pytest.raises(UsageError, match="alpha"):
+        lorimer.attach(network(), LoRA(rank=2, alpha=alpha))
+
+
+def encoder() -> nn.Module:
+    """In evaluation torch reads the weights of `linear1` and `linear2` without calling them."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 2).eval()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("padded", [False, True])
+def test_adapters_act_in_an_encoder_that_torch_would_run_in_one_piece(padded) -> None:
+    model, x = encoder(), torch.randn(2, 4, 8)
+    padding = torch.tensor([[False] * 4, [False, False, True, True]]) if padded else None
+    seen = torch.ones(2, 4, dtype=torch.bool) if padding is None else ~padding
+    with torch.no_grad():
+        base = model(x, src_key_padding_mask=padding)
+        trained(model=model)
+        live = model(x, src_key_padding_mask=padding)
+        with lorimer.disabled(model):
+            assert torch.equal(model(x, src_key_padding_mask=padding), base)
+        lorimer.merge(model)
+        merged = model(x, src_key_padding_mask=padding)
+    assert not torch.allclose(live[seen], base[seen], atol=1e-3)
+    torch.testing.assert_close(live[seen], merged[seen])
+
+
+def test_a_whole_model_is_pickled_with_its_adapters() -> None:
+    model, x = trained(), torch.randn(3, 6)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(x), model(x)) and type(again[0]) is type(model[0])
+    lorimer.detach(again)
+    assert type(again[0]) is nn.Linear and len(lorimer.attached(model)) == 1
+
+
+def test_an_adapter_named_twice_acts_once() -> None:
+    model, x = trained(), torch.randn(3, 6)
+    live = model(x)
+    with lorimer.enabled(model, "default", "default"):
+        assert torch.equal(model(x), live)
+
+
+def test_what_a_part_froze_is_given_back_with_the_whole() -> None:
+    model = nn.Sequential(network(), nn.Linear(4, 4))
+    lorimer.attach(model[0], LoRA(rank=2), name="part")
+    lorimer.attach(model, LoRA(rank=2), name="whole")
+    lorimer.detach(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("change", [lorimer.merge, lorimer.detach])
+def test_a_strength_may_be_merged_or_detached_within_its_context(change) -> None:
+    model = trained()
+    adapter = lorimer.attached(model)["default"]
+    with lorimer.strength(model, 0.5):
+        change(model)
+    if change is lorimer.merge:
+        lorimer.unmerge(model)
+        assert adapter.strength == 1.0
+
+
+def test_a_precision_too_coarse_for_an_adapter_is_refused(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"torch\.int8"):
+        lorimer.save(lorimer.attached(trained())["default"], tmp_path / "out", dtype=torch.int8)
+    assert not (tmp_path / "out").exists()

@@ -134,3 +134,22 @@ def test_a_second_adapter_does_not_target_the_first() -> None:
     lorimer.attach(model, LoRA(), "all-linear", name="a")
     second = lorimer.attach(model, LoRA(), "all-linear", name="b")
     assert all("lorimer" not in path for path in second.layers)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "computes its weight"),
+        (nn.LazyLinear(4), "no weight yet"),
+    ],
+)
+def test_a_weight_that_cannot_be_adapted_is_refused_by_name_and_left_out_of_presets(layer, reason) -> None:
+    model = nn.Sequential(layer, nn.Linear(4, 4))
+    with pytest.raises(TargetError, match=reason):
+        select(model, "0")
+    assert list(select(model, "all-linear")) == ["1"]
+
+
+def test_a_preset_that_finds_nothing_says_what_it_stands_for() -> None:
+    with pytest.raises(TargetError, match="every Linear within the model"):
+        select(nn.Linear(4, 4), "all-linear")

@@ -472,6 +472,8 @@ def test_trackers_get_the_log(tmp_path: Path) -> None:
 def test_trackers_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match=r"no tracker is called 'tensorbord'.*Did you mean 'tensorboard'"):
         train(recipe(tmp_path / "run", "train.trackers=tensorbord"))
+    with pytest.raises(RecipeError, match="no tracker"):
+        check(recipe(tmp_path / "run", "train.trackers=tensorbord"))
     monkeypatch.setattr("lorimer.train.setup.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r'pip install "lorimer\[wandb\]"'):
         train(recipe(tmp_path / "run", "train.trackers=wandb"))
