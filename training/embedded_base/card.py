@@ -20,7 +20,7 @@ from torch import Tensor
 
 from training.embedded_base import checkpoint, concepts, data, text, vae
 
-STEPS, GUIDANCE = 30, 3.0
+STEPS, GUIDANCE = 20, 3.0
 
 
 def draw(pipeline: StableDiffusionPipeline, captions: list[str], seed: int = 0) -> Tensor:

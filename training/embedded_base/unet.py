@@ -99,8 +99,13 @@ class Examples:
     def and_others(self, others: list[Examples]) -> Examples:
         """These first, then the others."""
         every = [self, *others]
-        names = ("mean", "deviation", "captions", "plain_captions")
-        return Examples(*(torch.cat([getattr(one, name) for one in every]) for name in names), self.empty)
+        return Examples(
+            mean=torch.cat([one.mean for one in every]),
+            deviation=torch.cat([one.deviation for one in every]),
+            captions=torch.cat([one.captions for one in every]),
+            plain_captions=torch.cat([one.plain_captions for one in every]),
+            empty=self.empty,
+        )
 
 
 @dataclass(frozen=True)
