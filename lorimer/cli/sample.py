@@ -54,6 +54,10 @@ def sample(
     wanted = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
     if not wanted:
         raise UsageError("say what to draw with --prompt or --prompts FILE")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be a folder to write into: {error.strerror}") from error
     seeds, strengths = seed or [0], strength or [1.0]
     adapted = load_adapted(source, model)
     texts = [with_trigger(text, adapted.trigger) for text in wanted]
@@ -68,7 +72,6 @@ def sample(
     rows = draw(
         adapted.model, [text for text, _ in pairs], [each for _, each in pairs], strengths, **settings
     )
-    output.mkdir(parents=True, exist_ok=True)
     for (text, each), row in zip(pairs, rows, strict=True):
         for value, picture in zip(strengths, row, strict=True):
             place = f"{texts.index(text) + 1:02d}-{_slug(text)}"  # numbered, as long prompts may begin alike

@@ -50,7 +50,7 @@ class PeftFormat(Format):
     """See the module."""
 
     name = "peft"
-    description = "PEFT folder (adapter_config.json + adapter_model.safetensors); read by PEFT, vLLM"
+    description = "PEFT folder (adapter_config.json + adapter_model.safetensors); read by PEFT"
     folder = True
 
     @staticmethod

@@ -189,9 +189,9 @@ class TextToImage(Task):
         )  # fmt: skip
         self._notes.append(f"{len(pictures)} pictures in {folder}, cropped to {self._resolution} px")
         if enlarged := sum(picture.enlarged for picture in pictures):
-            self._notes.append(f"{enlarged} of them are smaller and were enlarged")
+            self._notes.append(f"of these, enlarged because they are smaller: {enlarged}")
         if ignored := left_out(folder):
-            self._notes.append(f"{ignored} pictures there are not named in the metadata file and left out")
+            self._notes.append(f"left out, as the metadata file does not name them: {ignored}")
         if others := of_other_kinds(folder):
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             self._notes.append(f"left out, save as PNG or JPEG to use: {', '.join(others[:3])}{more}")
