@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import torch
+
 import lorimer
 from lorimer.errors import FileFormatError
 from lorimer.train.run_folder import RunFolder
 from lorimer.train.setup import Setup
+
+_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export(setup: Setup, folder: RunFolder, steps: int) -> list[Path]:
@@ -22,6 +26,7 @@ def export(setup: Setup, folder: RunFolder, steps: int) -> list[Path]:
         **setup.task.metadata(),
     }
     own = folder.adapter / "adapter.safetensors"
+    precision = _PRECISIONS[setup.recipe.train.save_precision]
     written = [lorimer.save(setup.adapter, own, format="lorimer", metadata=metadata)]
     if getattr(setup.model, "components", ()):
         name = f"{setup.recipe.name}.safetensors"
@@ -29,5 +34,5 @@ def export(setup: Setup, folder: RunFolder, steps: int) -> list[Path]:
     else:
         other, format = folder.adapter / "peft", "peft"
     with contextlib.suppress(FileFormatError):  # ours holds any adapter; others what their programs know
-        written.append(lorimer.save(setup.adapter, other, format=format, metadata=metadata))
+        written.append(lorimer.save(setup.adapter, other, format=format, dtype=precision, metadata=metadata))
     return written

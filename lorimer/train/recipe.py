@@ -142,6 +142,8 @@ class TrainSection(Section):
     """Gradients are scaled down to at most this norm; null leaves them as they are."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_precision)] = "no"
     """Precision of the forward pass; the adapter itself is kept in float32."""
+    save_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of the files for other programs; `adapter/adapter.safetensors` keeps what was trained."""
     gradient_checkpointing: bool = False
     """Less memory for more time: activations are computed again in the backward pass."""
     seed: NonNegativeInt = 0

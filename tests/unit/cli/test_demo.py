@@ -8,9 +8,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from lorimer import read
 from lorimer.cli._pictures import load_adapted
 from lorimer.errors import Interrupted
 from lorimer.train import engine
@@ -32,6 +34,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = yaml.safe_load((demo.DEMO_DATA / "demo.yaml").read_text(encoding="utf-8"))
     recipe["model"] = str(save_tiny_pipeline(folder / "model"))
     recipe["data"]["cache"] = str(folder / "cache")
+    recipe["adapter"]["exclude"] = []  # the tiny model has no such layers
     recipe["train"] |= {"steps": 3, "batch_size": 2, "warmup_steps": 0, "log_every": 1}
     recipe["preview"] |= {"prompts": ["cat", "key"], "steps": 2}
     (folder / "demo.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -43,6 +46,11 @@ def small(demo_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "DEMO_DATA", demo_data)
 
 
+def precisions(file: Path) -> set[torch.dtype]:
+    layers = read(file).layers.values()
+    return {tensor.dtype for layer in layers for tensor in layer.tensors.values()}
+
+
 def test_it_trains_draws_and_says_where(tmp_path: Path) -> None:
     run = tmp_path / "demo"
     ran = lorimer("demo", "--output", run)
@@ -52,6 +60,8 @@ def test_it_trains_draws_and_says_where(tmp_path: Path) -> None:
         assert sheet.width > 3 * 192 and sheet.height > 2 * 192  # two prompts at three strengths
     assert str(picture) in ran.out and str(file) in ran.out and "Try next" in ran.out
     assert load_adapted(run, None).adapter.layers
+    assert precisions(file) == {torch.float16}
+    assert precisions(run / "adapter" / "adapter.safetensors") == {torch.float32}
 
     drawn = picture.read_bytes()
     picture.unlink()
