@@ -54,12 +54,12 @@ def sample(
     wanted = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
     if not wanted:
         raise UsageError("say what to draw with --prompt or --prompts FILE")
+    seeds, strengths = seed or [0], strength or [1.0]
+    adapted = load_adapted(source, model)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output {output}: cannot be a folder to write into: {error.strerror}") from error
-    seeds, strengths = seed or [0], strength or [1.0]
-    adapted = load_adapted(source, model)
     texts = [with_trigger(text, adapted.trigger) for text in wanted]
     pairs = [(text, each) for text in texts for each in seeds]
     given = {

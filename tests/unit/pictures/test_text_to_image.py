@@ -375,6 +375,6 @@ def test_long_captions_and_enlarged_pictures_are_mentioned(make_task: MakeTask, 
     task = make_task()
     notes = "\n".join(task.describe(*_ready(task)))
     assert "7 pictures in" in notes and "cropped to 32 px" in notes
-    assert "1 of them are smaller" in notes
+    assert "enlarged because they are smaller: 1" in notes
     assert "captions are longer than 16 tokens" in notes
     assert "to use: 0.GIF, 1.GIF, 2.GIF and 2 more" in notes
