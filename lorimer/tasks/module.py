@@ -13,6 +13,7 @@ use a recipe for this task when you trust its author.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lorimer.errors import DataError, RecipeError, suggest
 from lorimer.tasks._base import Section, Task
 
+_ARGUMENTS = {"dataset": "arguments", "validation": "validation_arguments"}
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
 
 
@@ -102,8 +104,13 @@ class Module(Task):
     def _dataset(self, field: str) -> Dataset[Any]:
         section = self.recipe.data
         name = getattr(section, field)
-        arguments = section.arguments if field == "dataset" else section.validation_arguments
-        data = _function(f"data.{field}", name)(**arguments)
+        arguments = getattr(section, _ARGUMENTS[field])
+        function = _function(f"data.{field}", name)
+        try:
+            inspect.signature(function).bind(**arguments)
+        except TypeError as error:
+            raise RecipeError(f"data.{_ARGUMENTS[field]}: {name} does not take them: {error}") from error
+        data = function(**arguments)
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise DataError(
                 f"data.{field}: {name} returned a {type(data).__name__}; a dataset needs len() and [index]"

@@ -115,6 +115,11 @@ def test_modules_in_the_current_directory_can_be_named(
             DataError,
             "data.validation: .* returned no example",
         ),
+        (
+            {"data": {"dataset": f"{HERE}:points", "arguments": {"cnt": 5}}},
+            RecipeError,
+            "data.arguments: .*points does not take them: .*'cnt'",
+        ),
         ({"objective": {"loss": "mze"}}, RecipeError, "no loss is called 'mze'. Did you mean 'mse'"),
         (
             {"objective": {"loss": "mse"}, "data": {"dataset": f"{THIS}:dictionaries"}},
