@@ -100,7 +100,9 @@ def main() -> None:
     }
     result = {
         "benchmark": "step",
-        "hardware": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor(),
+        "hardware": torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
         "batch": options.batch,

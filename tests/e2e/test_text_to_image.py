@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import lorimer
-from lorimer.tasks._diffusion import EMBEDDED, DiffusionModel, load_diffusion, sample
+from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
 from lorimer.train.engine import TrainResult, check, train
 from lorimer.train.recipe import Recipe, load_recipe
 from tests.tiny_models import save_tiny_pipeline
@@ -143,11 +143,6 @@ def test_the_check_before_a_run_says_what_was_read(workplace: Path) -> None:
     assert not (workplace / "runs" / "checked").exists()
 
 
-def _weights_are_there() -> bool:
-    return (EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors").is_file()
-
-
-@pytest.mark.skipif(not _weights_are_there(), reason="the embedded model has not been exported")
 def test_the_embedded_model_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_diffusion("embedded")
     (picture,) = sample(model, ["3d red apple"], [0], steps=4, guidance=3)
