@@ -18,12 +18,20 @@ from lorimer import registry
 from lorimer.adapters._base import MAX_RANK, Method
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
-from lorimer.formats.safe_io import parse_json, read_safetensors
+from lorimer.formats.safe_io import Header, parse_json, read_safetensors, read_safetensors_header
 
 MAX_BYTES = 16 * 2**30  # of an adapter's tensors
 _PRECISIONS = {"torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
 # Header entry of files whose own format has no place for a method's config and for facts such as the title.
 MARKER = "lorimer_adapter"
+
+
+def header_of(path: Path) -> Header:
+    """What a file's header says, for `detect`: an empty header where `path` is no sound safetensors file."""
+    try:
+        return read_safetensors_header(path) if path.is_file() else Header({}, {})
+    except FileFormatError:
+        return Header({}, {})
 
 
 def read_adapter_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -19,6 +19,7 @@ from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
 from lorimer.formats._common import (
+    header_of,
     keyed_tensors,
     make_layer,
     rank_of,
@@ -37,7 +38,7 @@ from lorimer.formats._components import (
     to_file_path,
 )
 from lorimer.formats._peft_config import peft_config, read_peft_config
-from lorimer.formats.safe_io import parse_json, read_safetensors_header, write_safetensors
+from lorimer.formats.safe_io import parse_json, write_safetensors
 
 _ENTRY = "lora_adapter_metadata"
 
@@ -50,11 +51,7 @@ class DiffusersFormat(Format):
 
     @staticmethod
     def detect(path: Path) -> bool:
-        try:
-            header = read_safetensors_header(path) if path.is_file() else None
-        except FileFormatError:
-            return False
-        keys = header.tensors if header else {}
+        keys = header_of(path).tensors
         return bool(keys) and all(":" not in key and key.partition(".")[0] in COMPONENTS for key in keys)
 
     @staticmethod

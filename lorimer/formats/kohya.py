@@ -24,6 +24,7 @@ from lorimer.formats._base import Format
 from lorimer.formats._common import (
     alpha_tensor,
     alpha_value,
+    header_of,
     keyed_tensors,
     make_layer,
     most_common,
@@ -39,7 +40,6 @@ from lorimer.formats._common import (
 from lorimer.formats._components import module_paths, present_components, split_components
 from lorimer.formats._kohya_names import is_sdxl, kohya_name, module_path
 from lorimer.formats.safe_io import (
-    read_safetensors_header,
     safetensors_bytes,
     write_files_atomic,
 )
@@ -76,11 +76,7 @@ class KohyaFormat(Format):
 
     @staticmethod
     def detect(path: Path) -> bool:
-        try:
-            header = read_safetensors_header(path) if path.is_file() else None
-        except FileFormatError:
-            return False
-        return header is not None and any(key.startswith(("lora_unet_", "lora_te")) for key in header.tensors)
+        return any(key.startswith(("lora_unet_", "lora_te")) for key in header_of(path).tensors)
 
     @staticmethod
     def read(path: Path) -> AdapterState:

@@ -24,6 +24,7 @@ from lorimer.formats._common import (
     checked_metadata,
     checked_method,
     checked_rank,
+    header_of,
     make_layer,
     portable,
     read_adapter_tensors,
@@ -31,7 +32,7 @@ from lorimer.formats._common import (
     require_writable,
     shown,
 )
-from lorimer.formats.safe_io import parse_json, read_safetensors_header, write_safetensors
+from lorimer.formats.safe_io import parse_json, write_safetensors
 
 _ENTRY = "lorimer"
 _VERSION = 1
@@ -46,10 +47,7 @@ class LorimerFormat(Format):
 
     @staticmethod
     def detect(path: Path) -> bool:
-        try:
-            return path.is_file() and _ENTRY in read_safetensors_header(path).metadata
-        except FileFormatError:
-            return False
+        return _ENTRY in header_of(path).metadata
 
     @staticmethod
     def read(path: Path) -> AdapterState:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -17,7 +18,6 @@ from lorimer.formats import safe_io
 from tests.tolerances import SAME_NETWORK_OUTPUT, relative_difference
 from tests.unit.formats.conftest import Parts, outputs
 
-peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 

@@ -15,7 +15,6 @@ from lorimer import LoRA
 from tests.tolerances import SAME_NETWORK_OUTPUT, relative_difference
 from tests.unit.formats.conftest import MIXED_ALPHAS, MIXED_RANKS, adapt, outputs
 
-pytest.importorskip("peft")
 # transformers 5 warns when PEFT asks it for a name that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
