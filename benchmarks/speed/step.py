@@ -1,118 +1,223 @@
-"""One LoRA training step against PEFT's and against the floor, interleaved in one process.
+"""One training step: lorimer against PEFT and against the floor, interleaved in one process.
 
-The floor is the frozen model's own forward and its backward down to the input: no adapter can be
-cheaper. Each round times every contender once, in turn, so that the machine's drift hits all alike;
-what is quoted is the median over rounds of the ratio within a round.
+The floor is the frozen model's forward and its backward down to its input: what a step costs before
+anything learns. The adapted models get the same input without asking for its gradient, as in training.
+All share one set of frozen weights; lorimer gets PEFT's factors, and both must then agree.
 
-    python -m benchmarks.speed.step [--rounds 15] [--batch 4] [--rank 8] [--device cpu]
+    python -m benchmarks.speed.step llama --layers 10
+    python -m benchmarks.speed.step unet --variants lora --rounds 5 --figures seconds saved_bytes
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import lorimer
-from lorimer import LoRA
+from benchmarks.speed import _measure as measure
+from benchmarks.speed._works import WORKS, Work
+from lorimer import LoRA, registry
+from lorimer.adapters._base import Method
+from lorimer.errors import UsageError
 
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "ff.net.0.proj", "ff.net.2"]
+FLOOR = "floor"
+FIGURES = ("seconds", "flops", "saved_bytes", "peak_bytes")
 
 
-def unet() -> nn.Module:
-    """A U-Net of Stable Diffusion's architecture at an eighth of its width."""
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=32,
-        block_out_channels=(64, 128, 256, 256),
-        cross_attention_dim=128,
-        attention_head_dim=8,
+@dataclass(frozen=True)
+class Variant:
+    """One kind of adapter, as lorimer (rank -> method) and as PEFT (arguments of LoraConfig) call it."""
+
+    method: Callable[[int], Method]
+    peft: Mapping[str, Any]
+
+
+VARIANTS = {
+    "lora": Variant(lambda rank: LoRA(rank=rank), {}),
+    "dropout": Variant(lambda rank: LoRA(rank=rank, dropout=0.1), {"lora_dropout": 0.1}),
+    "dora": Variant(lambda rank: registry.get("method", "dora")(rank=rank), {"use_dora": True}),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    with torch.device(options.device):
+        work = WORKS[options.work](**({"layers": options.layers} if options.layers else {}))
+        if options.peak_of:
+            model = contenders(work, options.variants, only=options.peak_of)[options.peak_of]
+            print(measure.count_peak_bytes(partial(step, work, model)))
+            return
+        result = compare(work, options.variants, set(options.figures), options.rounds)
+    if "peak_bytes" in options.figures:
+        for name, figures in result["contenders"].items():
+            figures["peak_bytes"] = peak_in_own_process(name, options)
+    print(report(result))
+    print("written to", measure.write(result, options.results))
+
+
+def compare(work: Work, variants: Sequence[str], figures: set[str], rounds: int) -> dict[str, Any]:
+    """Every figure but the peak, which wants a process for each contender."""
+    models = contenders(work, variants)
+    agreement = {
+        variant: agree(work, variant, models) for variant in variants if f"lorimer {variant}" in models
+    }
+    measured: dict[str, dict[str, Any]] = {name: {} for name in models}
+    over_peft: dict[str, Any] = {}
+    for name, model in models.items():
+        if "flops" in figures:
+            measured[name]["flops"] = measure.count_flops(partial(step, work, model))
+        if "saved_bytes" in figures:
+            measured[name]["saved_bytes"] = measure.count_saved_bytes(model, partial(loss_of, work, model))
+    if "seconds" in figures:
+        runs = {name: partial(measure.timed, partial(step, work, model)) for name, model in models.items()}
+        seconds = measure.interleave(runs, rounds)
+        for name in models:
+            measured[name]["seconds"] = measure.median(seconds[name])
+            measured[name]["over_floor"] = measure.ratio(seconds[name], seconds[FLOOR])
+        for variant in agreement:
+            over_peft[variant] = measure.ratio(seconds[f"lorimer {variant}"], seconds[f"peft {variant}"])
+    return {
+        "benchmark": f"step-{work.name}",
+        **measure.conditions(rounds),
+        "rank": work.rank,
+        "agreement": agreement,
+        "contenders": measured,
+        "lorimer_over_peft": over_peft,
+    }
+
+
+def contenders(work: Work, variants: Sequence[str], only: str | None = None) -> dict[str, nn.Module]:
+    """The floor, and each variant by PEFT and by lorimer with the same factors, on shared frozen weights.
+
+    A method that this lorimer does not have is left out, and a line says so.
+    """
+    models: dict[str, nn.Module] = {FLOOR: work.model}
+    for name in variants:
+        if only and not only.endswith(f" {name}"):
+            continue
+        variant = VARIANTS[name]
+        peer = with_peft(work, variant)
+        if only != f"lorimer {name}":
+            models[f"peft {name}"] = peer
+        try:
+            method = variant.method(work.rank)
+        except (TypeError, UsageError) as error:  # no such argument, no such method
+            print(f"lorimer {name}: left out: {error}", file=sys.stderr)
+            continue
+        models[f"lorimer {name}"] = with_lorimer(work, method, dict(peer.named_parameters()))
+    return models
+
+
+def with_peft(work: Work, variant: Variant) -> nn.Module:
+    """PEFT's adapter with factors as after some training: B is not zero."""
+    config = LoraConfig(
+        r=work.rank, lora_alpha=work.rank, target_modules=work.peft_targets, **dict(variant.peft)
     )
-
-
-def contenders(rank: int, device: str) -> dict[str, nn.Module]:
-    base = unet().to(device)
-    peer = get_peft_model(
-        copy.deepcopy(base), LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, lora_dropout=0.0)
-    )
-    ours = copy.deepcopy(base)
-    lorimer.attach(ours, LoRA(rank=rank), TARGETS)
-    return {"floor": base.requires_grad_(False), "peft": peer, "lorimer": ours}
-
-
-def step(model: nn.Module, batch: dict[str, Tensor]) -> float:
-    """Seconds of one forward and backward."""
-    synchronise(batch["sample"].device)
-    start = time.perf_counter()
-    model(**batch).sample.square().mean().backward()
-    synchronise(batch["sample"].device)
-    return time.perf_counter() - start
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def batch_of(size: int, device: str) -> Callable[[], dict[str, Tensor]]:
+    peer = get_peft_model(measure.shared_copy(work.model), config)
     torch.manual_seed(1)
-    sample = torch.randn(size, 4, 32, 32, device=device, requires_grad=True)
-    timestep = torch.randint(0, 1000, (size,), device=device)
-    text = torch.randn(size, 16, 128, device=device)
-    return lambda: {
-        "sample": sample.detach().requires_grad_(),
-        "timestep": timestep,
-        "encoder_hidden_states": text,
-    }
+    for name, parameter in peer.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
+    return peer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step.json"))
-    options = parser.parse_args()
-    models, batch = contenders(options.rank, options.device), batch_of(options.batch, options.device)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for round_number in range(options.rounds + 1):
-        for name, model in models.items():
-            taken = step(model, batch())
-            model.zero_grad(set_to_none=True)
-            if round_number:  # the first round warms up
-                seconds[name].append(taken)
-    ratios = {
-        f"{left} / {right}": statistics.median(
-            a / b for a, b in zip(seconds[left], seconds[right], strict=True)
-        )
-        for left, right in [("lorimer", "floor"), ("peft", "floor"), ("lorimer", "peft")]
+def with_lorimer(work: Work, method: Method, peft_parameters: Mapping[str, Tensor]) -> nn.Module:
+    """lorimer's adapter with PEFT's numbers; the layers must be the same ones.
+
+    Raises:
+        SystemExit: PEFT adapts other layers.
+    """
+    model: nn.Module = measure.shared_copy(work.model)
+    adapter = lorimer.attach(model, method, work.targets)
+    remaining = {
+        name.removeprefix("base_model.model.").replace(".default", ""): parameter
+        for name, parameter in peft_parameters.items()
+        if ".lora_" in name
     }
-    result = {
-        "benchmark": "step",
-        "hardware": torch.cuda.get_device_name()
-        if options.device == "cuda"
-        else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "batch": options.batch,
-        "rank": options.rank,
-        "median_seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
-        "median_ratio": {name: round(value, 3) for name, value in ratios.items()},
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    for path, layer in adapter.layers.items():
+        for tensor, parameter in layer.named_parameters():
+            theirs = remaining.pop(f"{path}.{layer.method.tensors[tensor]['peft']}")
+            parameter.data.copy_(theirs.data.view_as(parameter))
+    if remaining:
+        raise SystemExit(f"PEFT adapts {len(remaining)} tensors that lorimer does not, e.g. {min(remaining)}")
+    return model
+
+
+def loss_of(work: Work, model: nn.Module) -> Tensor:
+    return work.loss(model, work.input.detach().requires_grad_(model is work.model))
+
+
+def step(work: Work, model: nn.Module) -> None:
+    """Forward and backward; the gradients are dropped, for everyone alike."""
+    loss_of(work, model).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def agree(work: Work, variant: str, models: Mapping[str, nn.Module]) -> float:
+    """How far the gradients of the input by lorimer and by PEFT lie apart, without dropout.
+
+    A gradient of the input has passed through every layer forward and backward.
+    """
+    gradients = []
+    for program in ("peft", "lorimer"):
+        model, x = models[f"{program} {variant}"].eval(), work.input.detach().requires_grad_()
+        work.loss(model, x).backward()
+        model.train().zero_grad(set_to_none=True)
+        assert x.grad is not None
+        gradients.append(x.grad)
+    difference = measure.largest_difference(*gradients)
+    measure.require_agreement(variant, difference)
+    return difference
+
+
+def peak_in_own_process(name: str, options: argparse.Namespace) -> int:
+    """Peak memory of one contender's step, measured by this same script in a fresh process."""
+    layers = ["--layers", str(options.layers)] if options.layers else []
+    command = [sys.executable, "-m", "benchmarks.speed.step", options.work, *layers]
+    command += ["--device", options.device, "--variants", *options.variants, "--peak-of", name]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors go back to the system
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """What was measured, as a Markdown table."""
+    header = ["", "s", "over the floor", "over PEFT", "GFLOP", "MB saved", "MB peak"]
+    rows = []
+    for name, figures in result["contenders"].items():
+        over_floor = figures.get("over_floor", {}).get("median", "")
+        over_peft = result["lorimer_over_peft"].get(name.removeprefix("lorimer "), {}).get("median", "")
+        large = [
+            f"{figures[key] / unit:.0f}" if key in figures else ""
+            for key, unit in [("flops", 1e9), ("saved_bytes", 1e6), ("peak_bytes", 1e6)]
+        ]
+        rows.append([name, figures.get("seconds", ""), over_floor, over_peft, *large])
+    return measure.table(header, rows)
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    described.add_argument("work", choices=WORKS)
+    described.add_argument("--layers", type=int, help="of the Llama; 10 by default")
+    described.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    described.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
+    described.add_argument("--rounds", type=int, default=9)
+    described.add_argument("--device", default="cpu")
+    described.add_argument("--results", type=Path, default=measure.RESULTS)
+    described.add_argument("--peak-of", help=argparse.SUPPRESS)  # what the process of one contender is told
+    return described
 
 
 if __name__ == "__main__":
