@@ -7,72 +7,119 @@ training, the contract tests) works from what is declared here.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lorimer.errors import UsageError
+
 if TYPE_CHECKING:
-    from lorimer.layers.geometry import Base
+    from lorimer.adapters._state import LayerState
+    from lorimer.layers.geometry import Geometry
 
 MAX_RANK = 16_384  # beyond any use; a file that claims more is refused before memory is taken
+
+# How a field of a method is marked that matters while training and not to the finished adapter: no file
+# carries it. `rank: int = training_only(8)`.
+_TRAINING_ONLY = "training_only"
+
+
+def training_only(default: Any) -> Any:
+    """A dataclass field that does not change what a finished adapter computes."""
+    return dataclasses.field(default=default, metadata={_TRAINING_ONLY: True})
 
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """What a method needs to know of the weight it will adapt.
+    """What a method needs to know of the parameter it will adapt.
 
     Attributes:
-        shape: the weight's own shape, e.g. (out, in) or (out, in / groups, kernel_h, kernel_w).
-        matrix_shape: (out, in) of the weight seen as a matrix, e.g. (out, in / groups * prod(kernel)).
+        kind: "matrix" (one matrix), "stack" (several, e.g. the experts of a layer), or "vector" (a bias, or
+            the scale of a norm, as a matrix of one column).
+        shape: the parameter's own shape, e.g. (out, in) or (out, in / groups, kernel_h, kernel_w).
+        stack: () or, for a stack, (number of matrices,).
+        matrix_shape: (out, in) of the parameter as a matrix, e.g. (out, in / groups * prod(kernel)).
         down_shape: shape of a rank-1 "down" factor without its leading rank, e.g. (in / groups, k_h, k_w).
         up_shape: shape of an "up" factor behind (out, rank), e.g. () for Linear, (1, 1) for Conv2d.
+        groups: of a convolution; 1 elsewhere.
+        has_bias: whether the layer adds a bias.
         dtype, device: where and in which precision the adapter's parameters are made.
     """
 
+    kind: str
     shape: tuple[int, ...]
+    stack: tuple[int, ...]
     matrix_shape: tuple[int, int]
     down_shape: tuple[int, ...]
     up_shape: tuple[int, ...]
+    groups: int
+    has_bias: bool
     dtype: torch.dtype
     device: torch.device
 
+    def empty(self, *shape: int) -> nn.Parameter:
+        """A trainable tensor of `shape`, one for each matrix of a stack, not yet filled."""
+        return nn.Parameter(torch.empty(*self.stack, *shape, dtype=self.dtype, device=self.device))
+
 
 class Adapter(nn.Module, ABC):
-    """One method's parameters for one weight."""
+    """One method's parameters for one weight. `Method.build` makes it with its memory unfilled; then
+    either `start` or a file's tensors fill it."""
 
     method: Method  # the config it was built from, with rank and alpha as they hold for this weight
 
     @abstractmethod
-    def adapt(self, weight: Tensor) -> Tensor:
-        """The adapted weight W'. `weight` and the result have shape (out, in): the layer's weight as a
-        matrix. Differentiable in the adapter's parameters; the truth that every other path is held to."""
+    def start(self, weight: Callable[[], Tensor]) -> None:
+        """Fill the tensors with their start, at which the adapted weight is the weight.
 
-    def forward(self, x: Tensor, base: Base, strength: float) -> Tensor | None:
-        """The quick way to the layer's output change, or None where the weight path must be taken.
-
-        Only additive methods may offer it. `x` is the layer's input and `base` tells the layer's
-        geometry; the result is strength * (y' - y), to be added to the frozen layer's output y.
+        `weight()` gives the frozen weight as a matrix (out, in), or (stack, out, in), for those methods
+        that begin from it; it may be costly (a quantised base), so call it only where needed.
         """
+
+    @abstractmethod
+    def adapt(self, weight: Tensor) -> Tensor:
+        """The adapted weight W'. `weight` and the result have shape (out, in), the layer's weight as a
+        matrix, or (stack, out, in). Differentiable in the adapter's parameters; the truth that every other
+        path is held to."""
+
+    def adapt_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The adapted bias of the layer, of shape (out,); most methods leave it alone."""
+        return bias
+
+    def forward(self, x: Tensor, base: Geometry, strength: float) -> Tensor | None:
+        """The quick way to the layer's whole output y' for the input x, with this adapter alone; None where
+        the weight path must be taken. At strength s: y + s (y' - y)."""
+        return self.add(x, base.output(x), base, strength) if self.method.additive else None
+
+    def add(self, x: Tensor, output: Tensor, base: Geometry, strength: float) -> Tensor | None:
+        """For additive methods: output + strength * (y' - y), which may be written into `output`; None
+        where the weight path must be taken."""
         return None
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """The config of a method. Fields are plain data; `dataclasses.asdict` is what files carry.
+    """The config of a method. Fields are plain data; `config` is what files carry of them.
 
     Class attributes that a method declares:
         name: how recipes and files call it. Equals the file's name with dashes for underscores.
         additive: adapt(W) - W does not depend on W, so adapters add up in any order.
         mergeable: `adapt` gives a plain weight that can stand in for the adapter.
+        replaces: adapt(W) is the adapter's own value, whatever W is; files carry it under the parameter's
+            own name, beside the layers.
+        ranked: it has a rank and an alpha at all.
+        kinds: the kinds of parameters (see `WeightSpec`) that it can adapt.
         tensors: the adapter's tensor names -> their suffix in each file dialect, e.g.
             {"A": {"peft": "lora_A.weight", "kohya": "lora_down.weight"}}.
+        optional: those of them that a layer may lack.
         fast_tensors: names of tensors that LoRA+ trains at its higher rate.
         rank_axes: tensor name -> the axis along which it has `rank` entries, so that a file's shapes tell
-            the rank and are held against what its config says.
+            the rank and are held against what its config says; behind the stack's axis where there is one.
         peft_config: what tells PEFT this method, e.g. {"peft_type": "LORA"}; None where PEFT has no such
             method.
     """
@@ -80,7 +127,11 @@ class Method(ABC):
     name: ClassVar[str]
     additive: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
+    replaces: ClassVar[bool] = False
+    ranked: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[str]] = frozenset({"matrix"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]]
+    optional: ClassVar[frozenset[str]] = frozenset()
     fast_tensors: ClassVar[frozenset[str]] = frozenset()
     rank_axes: ClassVar[Mapping[str, int]] = {}
     peft_config: ClassVar[Mapping[str, Any] | None] = None
@@ -88,9 +139,15 @@ class Method(ABC):
     rank: int = 8
     alpha: float | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or not 1 <= self.rank <= MAX_RANK:
+            raise UsageError(f"rank must be a whole number from 1 to {MAX_RANK}, not {self.rank!r}")
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise UsageError(f"alpha must be a finite number, not {self.alpha!r}")
+
     @abstractmethod
     def build(self, spec: WeightSpec) -> Adapter:
-        """A fresh adapter for one weight; at start it leaves the weight as it is.
+        """An adapter for one weight, its tensors of the right shapes and not yet filled.
 
         Raises:
             UsageError: a value of the config is impossible for this weight.
@@ -98,13 +155,35 @@ class Method(ABC):
 
     @property
     def scaled_alpha(self) -> float:
-        """alpha with its default filled in: alpha = rank, i.e. scale 1."""
+        """alpha with its default filled in (alpha = rank, i.e. scale 1), such that scale = alpha / rank
+        holds for every method; files carry this number."""
         return float(self.rank if self.alpha is None else self.alpha)
 
+    @property
+    def scale(self) -> float:
+        """The factor on the whole update: alpha / rank."""
+        return self.scaled_alpha / self.rank
+
+    def config(self) -> dict[str, Any]:
+        """The fields that files carry, as plain data: all that differ from their defaults, without rank and
+        alpha, which each layer has its own, and without what matters to training alone."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("rank", "alpha")
+            and _TRAINING_ONLY not in field.metadata
+            and getattr(self, field.name) != field.default
+        }
+
     @classmethod
-    def factors(cls, tensors: Mapping[str, Tensor], scale: float) -> tuple[Tensor, Tensor] | None:
-        """(up, down), of shapes (out, rank) and (rank, in), whose product is W' - W, from tensors by the
-        method's names; None where the update is no such product. `scale` is alpha / rank."""
+    def config_of(cls, layers: Mapping[str, LayerState]) -> dict[str, Any]:
+        """What of `config` shows in the tensors themselves; for files that do not carry it."""
+        return {}
+
+    @classmethod
+    def factors(cls, layer: LayerState, config: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """(up, down), of shapes (out, R) and (R, in), whose product is W' - W exactly, the scale included;
+        with a leading stack axis for a stack. None where the update is no such product."""
         return None
 
     def with_rank(self, rank: int, alpha: float | None) -> Method:

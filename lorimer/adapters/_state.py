@@ -13,13 +13,33 @@ class LayerState:
     """One adapted layer: its tensors by the method's own names, in the layer's own geometry.
 
     For LoRA on Linear: A (rank, in), B (out, rank); on Conv2d: A (rank, in / groups, k_h, k_w),
-    B (out, rank, 1, 1). `groups` is the convolution's; most file formats hold groups = 1 alone.
+    B (out, rank, 1, 1); on a stack of matrices (experts): A (stack, rank, in), B (stack, out, rank).
+
+    Attributes:
+        rank, alpha: scale = alpha / rank, for every method.
+        groups: the convolution's; most file formats hold groups = 1 alone.
+        stacked: how many leading axes of every tensor count the matrices of a stack: 0 or 1.
     """
 
     tensors: dict[str, Tensor]
     rank: int
     alpha: float
     groups: int = 1
+    stacked: int = 0
+
+    @property
+    def scale(self) -> float:
+        """The factor on the layer's whole update."""
+        return self.alpha / self.rank
+
+
+@dataclass
+class ParameterState:
+    """A parameter that was trained in full: its value (same shape as the parameter), or, where `rows` is
+    given, the values of those of its rows alone (indices into its first axis)."""
+
+    value: Tensor
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -31,7 +51,10 @@ class AdapterState:
         config: the method's remaining fields as plain data (rank and alpha here are the defaults; what
             holds for a layer stands in its `LayerState`).
         layers: module path -> its state. In a model of several components (a picture model's U-Net and
-            text encoders) the path begins with the component: "unet.down_blocks.0...".
+            text encoders) the path begins with the component: "unet.down_blocks.0...". An adapted
+            parameter that is not a module's `weight` has the parameter's own path:
+            "encoder.self_attn.in_proj_weight".
+        full: parameter path ("classifier.weight") -> what was trained in full beside the layers.
         components: the names of those components, or () for a plain model.
         metadata: facts for people and programs, as text: "base_model", "title", "trigger", "resolution",
             "steps", "seed", ... Never a path of somebody's machine.
@@ -42,3 +65,4 @@ class AdapterState:
     config: dict[str, Any] = field(default_factory=dict)
     components: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    full: dict[str, ParameterState] = field(default_factory=dict)

@@ -2,7 +2,12 @@
 
     W' = W + (alpha / rank) · B · A        A: (rank, in), B: (out, rank)
 
-A starts Kaiming-uniform and B at zero (section 4.1), so that training starts from the base model.
+A starts Kaiming-uniform and B at zero (section 4.1), so that training starts from the base model;
+other starts are in `_starts.py`. A start that gives B·A a value keeps it in A0 and B0, which stay
+fixed, and the update is what was learned since:
+
+    W' = W + (alpha / rank) · (B · A - B0 · A0)
+
 For a convolution the weight is the matrix (out, in / groups · prod(kernel)); A is kept in the shape
 of `rank` filters and B in that of a 1 x 1 convolution, which are the shapes other programs read.
 """
@@ -10,19 +15,21 @@ of `rank` filters and B in that of a 1 x 1 convolution, which are the shapes oth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lorimer.adapters._base import MAX_RANK, Adapter, Method, WeightSpec
-from lorimer.errors import UsageError
+from lorimer.adapters._base import Adapter, Method, WeightSpec, training_only
+from lorimer.adapters._starts import STARTS, fill
+from lorimer.errors import UsageError, suggest
 from lorimer.kernels.low_rank import low_rank_product
 
 if TYPE_CHECKING:
-    from lorimer.layers.geometry import Base
+    from lorimer.adapters._state import LayerState
+    from lorimer.layers.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -32,45 +39,134 @@ class LoRA(Method):
     Attributes:
         rank: the rank of the update, at least 1.
         alpha: the update is scaled by alpha / rank; None means alpha = rank.
+        bias: also train an update of the layer's bias, scaled alike.
+        dropout: in training, the share of the input that the update does not see (section 5).
+        rslora: scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732).
+        start: how A and B begin, a key of `STARTS`.
+        shifted: the update counts from a start other than zero; follows from `start`.
     """
 
     name: ClassVar[str] = "lora"
     additive: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "A": {"peft": "lora_A.weight", "kohya": "lora_down.weight"},
         "B": {"peft": "lora_B.weight", "kohya": "lora_up.weight"},
+        "bias": {"peft": "lora_B.bias"},
+        "A0": {},
+        "B0": {},
     }
+    optional: ClassVar[frozenset[str]] = frozenset({"bias", "A0", "B0"})
     fast_tensors: ClassVar[frozenset[str]] = frozenset({"B"})
-    rank_axes: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
+    rank_axes: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1, "A0": 0, "B0": 1}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "LORA"}
+
+    bias: bool = False
+    dropout: float = training_only(0.0)
+    rslora: bool = training_only(False)
+    start: str = training_only("kaiming")
+    shifted: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.dropout < 1.0:
+            raise UsageError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+        if self.start not in STARTS:
+            known = ", ".join(STARTS)
+            raise UsageError(
+                f"no start is called {self.start!r}.{suggest(self.start, STARTS)} Known: {known}"
+            )
+        if STARTS[self.start].shifts:
+            object.__setattr__(self, "shifted", True)
+
+    @property
+    def scaled_alpha(self) -> float:
+        return super().scaled_alpha * (math.sqrt(self.rank) if self.rslora else 1.0)
 
     def build(self, spec: WeightSpec) -> LoRAAdapter:
         return LoRAAdapter(self, spec)
 
     @classmethod
-    def factors(cls, tensors: Mapping[str, Tensor], scale: float) -> tuple[Tensor, Tensor]:
-        return scale * tensors["B"].flatten(1), tensors["A"].flatten(1)
+    def config_of(cls, layers: Mapping[str, LayerState]) -> dict[str, Any]:
+        every = {name for layer in layers.values() for name in layer.tensors}
+        return {name: True for name, tensor in (("bias", "bias"), ("shifted", "A0")) if tensor in every}
+
+    @classmethod
+    def factors(cls, layer: LayerState, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        tensors = layer.tensors
+        up, down = tensors["B"], tensors["A"]
+        if "A0" in tensors:  # rank 2r, exactly
+            up = torch.cat([up, -tensors["B0"]], 1 + layer.stacked)
+            down = torch.cat([down, tensors["A0"]], layer.stacked)
+        return layer.scale * up.flatten(1 + layer.stacked), down.flatten(1 + layer.stacked)
 
 
 class LoRAAdapter(Adapter):
     """A and B for one weight."""
 
+    method: LoRA
+    bias: nn.Parameter | None
+    A0: Tensor | None
+    B0: Tensor | None
+
     def __init__(self, method: LoRA, spec: WeightSpec) -> None:
         super().__init__()
-        if not isinstance(method.rank, int) or not 1 <= method.rank <= MAX_RANK:
-            raise UsageError(f"rank must be a whole number from 1 to {MAX_RANK}, not {method.rank!r}")
-        if not math.isfinite(method.scaled_alpha):
-            raise UsageError(f"alpha must be a finite number, not {method.alpha!r}")
+        if method.bias and not spec.has_bias:
+            raise UsageError("bias=True, but the layer has no bias to train; leave it out or set bias=False")
         self.method = method
-        self.scale = method.scaled_alpha / method.rank
-        A_shape = (method.rank, *spec.down_shape)
-        B_shape = (spec.matrix_shape[0], method.rank, *spec.up_shape)
-        self.A = nn.Parameter(torch.empty(A_shape, dtype=spec.dtype, device=spec.device))
-        self.B = nn.Parameter(torch.zeros(B_shape, dtype=spec.dtype, device=spec.device))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.scale = method.scale
+        self.stacked = len(spec.stack)
+        self.A = spec.empty(method.rank, *spec.down_shape)
+        self.B = spec.empty(spec.matrix_shape[0], method.rank, *spec.up_shape)
+        self.register_parameter("bias", spec.empty(spec.matrix_shape[0]) if method.bias else None)
+        self.register_buffer("A0", self.A.detach().clone() if method.shifted else None)
+        self.register_buffer("B0", self.B.detach().clone() if method.shifted else None)
+
+    def start(self, weight: Callable[[], Tensor]) -> None:
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        A, B = self.A.detach().flatten(1 + self.stacked), self.B.detach().flatten(1 + self.stacked)
+        fill(self.method.start, A, B, weight, self.scale)
+        self.hold_start()
+
+    @torch.no_grad()
+    def hold_start(self) -> None:
+        """Count the update from where A and B are now."""
+        if self.A0 is not None and self.B0 is not None:
+            self.A0.copy_(self.A)
+            self.B0.copy_(self.B)
 
     def adapt(self, weight: Tensor) -> Tensor:
-        return weight + low_rank_product(self.A.flatten(1), self.B.flatten(1), self.scale)
+        change = self._product(self.A, self.B)
+        if self.A0 is not None and self.B0 is not None:
+            change = change - self._product(self.A0, self.B0)
+        return weight + change
 
-    def forward(self, x: Tensor, base: Base, strength: float) -> Tensor | None:
-        return base.low_rank(x, self.A, self.B, self.scale * strength)
+    def adapt_bias(self, bias: Tensor | None) -> Tensor | None:
+        return bias if bias is None or self.bias is None else bias + self.scale * self.bias
+
+    def forward(self, x: Tensor, base: Geometry, strength: float) -> Tensor | None:
+        scale, A, B = self.scale * strength, *self._factors()
+        output = base.low_rank(x, A, B, scale, self._dropout())
+        return self._with_bias(output, base, scale)
+
+    def add(self, x: Tensor, output: Tensor, base: Geometry, strength: float) -> Tensor | None:
+        scale, A, B = self.scale * strength, *self._factors()
+        return self._with_bias(base.add_low_rank(output, x, A, B, scale, self._dropout()), base, scale)
+
+    def _product(self, A: Tensor, B: Tensor) -> Tensor:
+        return low_rank_product(A.flatten(1 + self.stacked), B.flatten(1 + self.stacked), self.scale)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """A and B, with the start's beside them where the update counts from it."""
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        return torch.cat([self.A, self.A0], self.stacked), torch.cat([self.B, -self.B0], 1 + self.stacked)
+
+    def _dropout(self) -> float:
+        return self.method.dropout if self.training else 0.0
+
+    def _with_bias(self, output: Tensor | None, base: Geometry, scale: float) -> Tensor | None:
+        if output is None or self.bias is None:
+            return output
+        return output + base.along_channels(scale * self.bias, output)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
+from lorimer import registry
 from lorimer.adapters._base import Adapter, Method
 from lorimer.attachment.attached import AttachedAdapter, require_live
-from lorimer.attachment.targets import Targets, first_match, require_matches, select
+from lorimer.attachment.targets import Targets, first_match, require_matches, select, select_full
 from lorimer.errors import StateError, TargetError, UsageError
-from lorimer.layers.geometry import weight_spec
-from lorimer.layers.host import base_parameters, hosts, make_host, slots_of, unmake_host
+from lorimer.layers.host import Site, base_parameters, make_host, sites, take_off
 
+FullTargets = Targets | Mapping[str, Sequence[int]]
 _FROZEN = "_lorimer_frozen"  # on the model: names of the parameters that attaching froze
 
 
@@ -26,6 +27,7 @@ def attach(
     exclude: Targets = (),
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
+    full: FullTargets = (),
     dtype: torch.dtype | None = None,
 ) -> AttachedAdapter:
     """Freeze `model` and put an adapter of `method` beside every layer that `targets` names.
@@ -40,6 +42,9 @@ def attach(
         name: what to call the adapter; any text without a dot.
         rank_pattern, alpha_pattern: a target as text -> the rank or alpha that holds where it matches; the
             first match counts.
+        full: what is trained in full beside it and saved with it, such as a classifier's head: names of
+            modules or parameters, "norms", "biases"; or a mapping from a name to the rows to train, e.g.
+            {"embed_tokens": [32000, 32001]} for new tokens.
         dtype: precision of the adapter's parameters; by default the weight's own, or float32 beside
             half-precision weights.
 
@@ -48,37 +53,59 @@ def attach(
         StateError: the name is taken, or adapters are merged into the model.
         UsageError: the method's config is impossible for a layer. In every case the model is untouched.
     """
-    layers = select(model, targets, exclude)
+    selected = select(model, targets, exclude)
     ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
-    require_matches(layers, [*ranks, *alphas])
-    planned: dict[str, Adapter] = {}
-    for path, layer in layers.items():
-        rank_key, alpha_key = first_match(path, layer, list(ranks)), first_match(path, layer, list(alphas))
+    require_matches(selected, [*ranks, *alphas])
+    planned: dict[str, tuple[Site, Adapter]] = {}
+    for path, site in selected.items():
+        rank_key, alpha_key = first_match(site, list(ranks)), first_match(site, list(alphas))
         rank = method.rank if rank_key is None else ranks[rank_key]
         alpha = method.alpha if alpha_key is None else alphas[alpha_key]
-        planned[path] = method.with_rank(rank, alpha).build(weight_spec(layer, dtype))
+        planned[path] = (site, _started(method.with_rank(rank, alpha), site, dtype))
+    for path, site, rows in _in_full(model, full):
+        if path in planned:
+            raise TargetError(f"{path!r} is both among the targets and trained in full; exclude it from one")
+        planned[path] = (site, _started(registry.get("method", "full")(rows=rows), site, dtype))
     return install(model, planned, name)
 
 
-def install(model: nn.Module, planned: Mapping[str, Adapter], name: str) -> AttachedAdapter:
-    """Freeze `model` and put ready-made adapters (module path -> adapter) beside its layers.
+def build_at(method: Method, site: Site, dtype: torch.dtype | None) -> Adapter:
+    """An adapter for a site, its tensors not yet filled.
+
+    Raises:
+        TargetError: the method cannot adapt such a parameter.
+        UsageError: its config is impossible there.
+    """
+    spec = site.geometry(site.layer, site.parameter).spec(dtype)
+    if spec.kind not in method.kinds:
+        raise TargetError(
+            f"{site.path!r} is a {spec.kind}, which the method {method.name!r} cannot adapt; "
+            "exclude it or train it in full"
+        )
+    try:
+        return method.build(spec)
+    except UsageError as error:
+        raise UsageError(f"{site.path!r}: {error}") from error
+
+
+def install(model: nn.Module, planned: Mapping[str, tuple[Site, Adapter]], name: str) -> AttachedAdapter:
+    """Freeze `model` and put ready-made adapters (path -> site and adapter) beside its parameters.
 
     Raises: as `attach`; the model is untouched.
     """
     if not name or "." in name:
         raise UsageError(f"an adapter's name must be non-empty and without a dot, not {name!r}")
     require_live(model)
-    if any(name in slots.names() for slots in hosts(model).values()):
+    if any(name in site.slots.names() for site in sites(model).values()):
         raise StateError(f"an adapter called {name!r} is attached already; choose another name or detach it")
-    added: list[nn.Module] = []
+    added: list[Site] = []
     try:
-        for path, adapter in planned.items():
-            layer = model.get_submodule(path)
-            added.append(layer)
-            make_host(layer).add(name, adapter)
+        for site, adapter in planned.values():
+            added.append(site)
+            make_host(site).add(name, adapter.train(site.layer.training))
     except BaseException:
-        for layer in added:
-            _take_off(layer, name)
+        for site in added:
+            take_off(site, name)
         raise
     _freeze(model)
     return AttachedAdapter(model, name)
@@ -92,23 +119,34 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         StateError: adapters are merged; unmerge first.
     """
     require_live(model)
-    attached = {other for slots in hosts(model).values() for other in slots.names()}
+    present = sites(model)
+    attached = {other for site in present.values() for other in site.slots.names()}
     if name is not None and name not in attached:
         raise TargetError(f"no adapter called {name!r} is attached; attached: {sorted(attached) or 'none'}")
-    for path in hosts(model):
-        layer = model.get_submodule(path)
+    for site in present.values():
         for each in attached if name is None else {name}:
-            _take_off(layer, each)
-    if not hosts(model):
+            take_off(site, each)
+    if not sites(model):
         _thaw(model)
 
 
-def _take_off(layer: nn.Module, name: str) -> None:
-    slots = slots_of(layer)
-    if slots is not None and name in slots.names():
-        slots.remove(name)
-    if slots is not None and not slots.names():
-        unmake_host(layer)
+def _started(method: Method, site: Site, dtype: torch.dtype | None) -> Adapter:
+    """An adapter at its start."""
+    adapter = build_at(method, site, dtype)
+    geometry = site.geometry(site.layer, site.parameter)
+    adapter.start(lambda: geometry.weight.detach() if method.replaces else geometry.matrix())
+    return adapter
+
+
+def _in_full(model: nn.Module, full: FullTargets) -> list[tuple[str, Site, tuple[int, ...] | None]]:
+    """(path, site, rows) of what is trained in full."""
+    if isinstance(full, Mapping):
+        return [
+            (path, site, tuple(rows))
+            for target, rows in full.items()
+            for path, site in select_full(model, target).items()
+        ]
+    return [(path, site, None) for path, site in select_full(model, full).items()] if full else []
 
 
 def _freeze(model: nn.Module) -> None:

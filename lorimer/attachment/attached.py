@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter
-from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.attachment.report import Report, report_on
 from lorimer.errors import StateError, TargetError
-from lorimer.layers.host import AdapterSlots, Host, hosts
+from lorimer.layers.host import Host, Site, sites
+from lorimer.layers.slots import AdapterSlots
 
 
 class AttachedAdapter:
@@ -24,13 +24,19 @@ class AttachedAdapter:
         self.name = name
 
     def __repr__(self) -> str:
-        layers = list(self.layers.values())
-        return f"<{layers[0].method.name} adapter {self.name!r} on {len(layers)} layers>"
+        return f"<{self.method} adapter {self.name!r} on {len(self.layers)} layers>"
 
     @property
     def layers(self) -> dict[str, Adapter]:
-        """Module path -> this adapter's parameters there, in the model's order."""
-        return {path: slots[self.name] for path, slots in self._slots().items()}
+        """Path -> this adapter's parameters there, in the model's order: a module's path for its weight, the
+        parameter's own for any other; what is trained in full included."""
+        return {path: site.slots[self.name] for path, site in self._sites().items()}
+
+    @property
+    def method(self) -> str:
+        """The name of its method."""
+        layers = list(self.layers.values())
+        return next((each for each in layers if not each.method.replaces), layers[0]).method.name
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Everything that trains; what an optimiser is given."""
@@ -59,48 +65,57 @@ class AttachedAdapter:
     @property
     def strength(self) -> float:
         """Factor on the whole update; 1 is as trained, 0 is the base model to the bit."""
-        return next(iter(self._slots().values())).strengths[self.name]
+        return next(iter(self._sites().values())).slots.strengths[self.name]
 
     @strength.setter
     def strength(self, value: float) -> None:
         require_live(self.model)
-        for slots in self._slots().values():
-            slots.strengths[self.name] = float(value)
+        for site in self._sites().values():
+            site.slots.strengths[self.name] = float(value)
 
     def report(self) -> Report:
         """What is attached where, how many parameters of how many, how large the file will be."""
-        return report_on(self.model, self.layers)
+        found = {path: (site, site.slots[self.name]) for path, site in self._sites().items()}
+        return report_on(self.model, found)
 
     def state(self) -> AdapterState:
         """A copy of the adapter outside the model, on the CPU, as the file formats take it."""
-        layers = self.layers
-        config = asdict(next(iter(layers.values())).method)
-        config.pop("rank"), config.pop("alpha")
+        found = {path: (site, site.slots[self.name]) for path, site in self._sites().items()}
+        layers = {path: _layer_state(*each) for path, each in found.items() if not each[1].method.replaces}
+        full = {
+            site.full_name: _parameter_state(each) for site, each in found.values() if each.method.replaces
+        }
+        methods = [each.method for _, each in found.values() if not each.method.replaces]
         return AdapterState(
-            method=next(iter(layers.values())).method.name,
-            config=config,
-            layers={
-                path: LayerState(
-                    {name: value.detach().cpu().clone() for name, value in adapter.state_dict().items()},
-                    adapter.method.rank,
-                    adapter.method.scaled_alpha,
-                    int(getattr(self.model.get_submodule(path), "groups", 1)),
-                )
-                for path, adapter in layers.items()
-            },
+            method=self.method,
+            config=methods[0].config() if methods else {},
+            layers=layers,
             components=tuple(getattr(self.model, "components", ())),
+            full=full,
         )
 
-    def _slots(self) -> dict[str, AdapterSlots]:
-        found = {path: slots for path, slots in hosts(self.model).items() if self.name in slots.names()}
+    def _sites(self) -> dict[str, Site]:
+        found = {path: site for path, site in sites(self.model).items() if self.name in site.slots.names()}
         if not found:
             raise StateError(f"the adapter {self.name!r} is no longer attached")
         return found
 
 
+def _layer_state(site: Site, adapter: Adapter) -> LayerState:
+    spec = site.geometry(site.layer, site.parameter).spec()
+    tensors = {name: value.detach().cpu().clone() for name, value in adapter.state_dict().items()}
+    method = adapter.method
+    return LayerState(tensors, method.rank, method.scaled_alpha, spec.groups, len(spec.stack))
+
+
+def _parameter_state(adapter: Adapter) -> ParameterState:
+    value: Tensor = adapter.state_dict()["value"]
+    return ParameterState(value.detach().cpu().clone(), getattr(adapter.method, "rows", None))
+
+
 def attached(model: nn.Module) -> dict[str, AttachedAdapter]:
     """Every adapter on the model, by name, in order of attachment."""
-    names = dict.fromkeys(name for slots in hosts(model).values() for name in slots.names())
+    names = dict.fromkeys(name for slots in _every_slots(model) for name in slots.names())
     return {name: AttachedAdapter(model, name) for name in names}
 
 
@@ -116,14 +131,14 @@ def enabled(model: nn.Module, *names: str) -> Iterator[None]:
     unknown = [name for name in names if name not in attached(model)]
     if unknown:
         raise TargetError(f"no adapter called {unknown[0]!r} is attached; attached: {list(attached(model))}")
-    before = {path: slots.active for path, slots in hosts(model).items()}
+    before = [(slots, slots.active) for slots in _every_slots(model)]
     try:
-        for slots in hosts(model).values():
+        for slots, _ in before:
             slots.active = [name for name in dict.fromkeys(names) if name in slots.names()]
         yield
     finally:
-        for path, slots in hosts(model).items():
-            slots.active = before.get(path, slots.active)
+        for slots, active in before:
+            slots.active = [name for name in active if name in slots.names()]
 
 
 @contextmanager
@@ -158,12 +173,16 @@ def strength(model: nn.Module, value: float | Mapping[str, float]) -> Iterator[N
             adapters[name].strength = number
         yield
     finally:
-        for slots in hosts(model).values():  # whatever was merged or detached meanwhile
+        for slots in _every_slots(model):  # whatever was merged or detached meanwhile
             slots.strengths.update({name: before[name] for name in slots.names() if name in before})
 
 
 def require_live(model: nn.Module) -> None:
     """Raise `StateError` where adapters are merged into the model's weights."""
-    for path in hosts(model):
-        if not isinstance(model.get_submodule(path), Host):
+    for site in sites(model).values():
+        if not isinstance(site.layer, Host):
             raise StateError("adapters are merged into this model; call lorimer.unmerge(model) first")
+
+
+def _every_slots(model: nn.Module) -> list[AdapterSlots]:
+    return [site.slots for site in sites(model).values()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorimer.adapters._base import Adapter
-from lorimer.layers.host import base_parameters
+from lorimer.layers.host import Site, base_parameters
 
 _HEADER_BYTES = 120  # what a safetensors header spends on one tensor, about
 
@@ -20,9 +20,10 @@ class LayerReport:
 
     path: str
     type: str
+    method: str
     shape: tuple[int, ...]
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     parameters: int
 
 
@@ -43,14 +44,15 @@ class Report:
     file_bytes: int
 
     def __str__(self) -> str:
-        kinds = Counter((row.type, row.rank, row.alpha) for row in self.layers)
+        kinds = Counter((row.type, row.method, row.rank, row.alpha) for row in self.layers)
         share = self.trainable / max(self.total, 1)
         lines = [
             f"{len(self.layers)} layers adapted, {self.trainable:,} parameters train beside {self.total:,} "
             f"frozen ones ({share:.2%}); the file will take about {self._size()}"
         ]
-        for (kind, rank, alpha), count in kinds.items():
-            lines.append(f"  {count:4d} x {kind}, rank {rank}, alpha {alpha:g}")
+        for (kind, method, rank, alpha), count in kinds.items():
+            size = "" if rank is None else f", rank {rank}, alpha {alpha:g}"
+            lines.append(f"  {count:4d} x {kind}, {method}{size}")
         return "\n".join(lines)
 
     def _size(self) -> str:
@@ -58,22 +60,22 @@ class Report:
         return f"{kilobytes / 1e3:.2f} MB" if kilobytes >= 1e3 else f"{kilobytes:.0f} kB"
 
 
-def report_on(model: nn.Module, layers: Mapping[str, Adapter]) -> Report:
-    """The report on one adapter's `layers` (module path -> adapter) in `model`."""
+def report_on(model: nn.Module, found: Mapping[str, tuple[Site, Adapter]]) -> Report:
+    """The report on one adapter (path -> its site and its parameters there) in `model`."""
     rows, file_bytes = [], 0
-    for path, adapter in layers.items():
-        layer = model.get_submodule(path)
-        tensors = list(adapter.parameters())
+    for path, (site, adapter) in found.items():
+        tensors = [*adapter.parameters(), *adapter.buffers()]
         file_bytes += sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors)
-        cls = getattr(type(layer), "adapted_class", type(layer))
+        cls = getattr(type(site.layer), "adapted_class", type(site.layer))
         rows.append(
             LayerReport(
                 path,
                 cls.__name__,
-                tuple(layer.weight.shape),  # type: ignore[arg-type]
-                adapter.method.rank,
-                adapter.method.scaled_alpha,
-                sum(tensor.numel() for tensor in tensors),
+                adapter.method.name,
+                tuple(site.geometry(site.layer, site.parameter).weight.shape),
+                adapter.method.rank if adapter.method.ranked else None,
+                adapter.method.scaled_alpha if adapter.method.ranked else None,
+                sum(tensor.numel() for tensor in adapter.parameters()),
             )
         )
     total = sum(parameter.numel() for _, parameter in base_parameters(model))

@@ -72,9 +72,14 @@ def sort_by_layer(
     """
     if not tensors:
         raise FileFormatError(f"{where}: holds no tensors")
+    methods = registry.all_of("method")
     dialects = {
         name: {entry[dialect]: tensor for tensor, entry in plugin.tensors.items() if dialect in entry}
-        for name, plugin in registry.all_of("method").items()
+        for name, plugin in methods.items()
+    }
+    needed = {
+        name: {suffix for suffix, tensor in dialects[name].items() if tensor not in plugin.optional}
+        for name, plugin in methods.items()
     }
     suffixes = sorted({suffix for known in dialects.values() for suffix in known}, key=len, reverse=True)
     found: dict[str, dict[str, Tensor]] = {}
@@ -88,12 +93,13 @@ def sort_by_layer(
     if unknown:
         raise FileFormatError(f"{where}: keys that no known method writes: {shown(unknown)}")
     present = {suffix for layer in found.values() for suffix in layer}
-    fitting = {name: known for name, known in dialects.items() if present <= known.keys()}
+    fitting = {name: known for name, known in dialects.items() if needed[name] <= present <= known.keys()}
     if not fitting:
         raise FileFormatError(f"{where}: no known method has the tensors {shown(present)} together")
     # The plainest method that explains every key, unless the file says which.
     chosen = method if method in fitting else min(fitting, key=lambda name: (len(fitting[name]), name))
-    missing = [f"{layer}.{suffix}" for layer, own in found.items() for suffix in fitting[chosen].keys() - own]
+    required = needed[chosen]
+    missing = [f"{layer}.{suffix}" for layer, own in found.items() for suffix in required - own.keys()]
     if missing:
         raise FileFormatError(f"{where}: incomplete, it lacks {shown(missing)}")
     layers = {
@@ -105,7 +111,7 @@ def sort_by_layer(
 
 def require_writable(state: AdapterState) -> None:
     """Raise `FileFormatError` for a state that no reader would take back."""
-    if not state.layers:
+    if not state.layers and not state.full:
         raise FileFormatError("the adapter has no layers; there is nothing to write")
     checked_components(list(state.components), "the adapter")
     checked_metadata(state.metadata, "the adapter")
@@ -122,6 +128,11 @@ def keyed_tensors(state: AdapterState, dialect: str, format: str) -> dict[str, d
             which no dialect but lorimer's own can hold.
     """
     require_writable(state)
+    if state.full:
+        raise FileFormatError(
+            f"the {format} format cannot hold parameters that were trained in full "
+            f"({shown(state.full)}). Use format 'lorimer', which holds any adapter"
+        )
     method = registry.get("method", state.method)
     keyed: dict[str, dict[str, Tensor]] = {}
     for path, layer in state.layers.items():
@@ -140,7 +151,7 @@ def keyed_tensors(state: AdapterState, dialect: str, format: str) -> dict[str, d
     return keyed
 
 
-def rank_of(method: type[Method], tensors: Mapping[str, Tensor], where: str) -> int | None:
+def rank_of(method: type[Method], tensors: Mapping[str, Tensor], where: str, stacked: int = 0) -> int | None:
     """The rank that the tensors' shapes show, or None where the method's shapes do not tell.
 
     Raises:
@@ -149,9 +160,9 @@ def rank_of(method: type[Method], tensors: Mapping[str, Tensor], where: str) -> 
     ranks = set()
     for name, axis in method.rank_axes.items():
         if name in tensors:
-            if tensors[name].ndim < 2:
+            if tensors[name].ndim <= axis + stacked:
                 raise FileFormatError(f"{where}: {name} of shape {tuple(tensors[name].shape)} is no matrix")
-            ranks.add(tensors[name].shape[axis])
+            ranks.add(tensors[name].shape[axis + stacked])
     if len(ranks) > 1:
         raise FileFormatError(f"{where}: its tensors are of different ranks: {sorted(ranks)}")
     return checked_rank(ranks.pop(), where) if ranks else None
@@ -297,20 +308,22 @@ def _brief(value: Any) -> str:
 
 
 def make_layer(
-    method: type[Method], tensors: dict[str, Tensor], where: str, *, rank: int | None, alpha: float | None
+    method: type[Method],
+    tensors: dict[str, Tensor],
+    where: str,
+    *,
+    rank: int | None,
+    alpha: float | None,
+    stacked: int = 0,
 ) -> LayerState:
     """A layer's state; a declared rank must agree with the tensors, a missing alpha is the rank."""
-    shape_rank = rank_of(method, tensors, where)
+    shape_rank = rank_of(method, tensors, where, stacked)
     strange = {str(tensor.dtype) for tensor in tensors.values()} - _PRECISIONS
     if strange:
         raise FileFormatError(f"{where}: adapters are not kept in {shown(strange)}")
-    factors = method.factors(tensors, 1.0)
-    if factors is not None and factors[0].shape[1] != factors[1].shape[0]:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        raise FileFormatError(f"{where}: its tensors do not belong together: {shapes}")
     if rank is not None and shape_rank is not None and rank != shape_rank:
         raise FileFormatError(f"{where}: its config says rank {rank}, its tensors are of rank {shape_rank}")
     final = shape_rank if shape_rank is not None else rank
     if final is None:
         raise FileFormatError(f"{where}: nothing tells the rank of method {method.name!r}")
-    return LayerState(tensors, final, float(final) if alpha is None else alpha)
+    return LayerState(tensors, final, float(final) if alpha is None else alpha, stacked=stacked)

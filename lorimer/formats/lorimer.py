@@ -1,8 +1,9 @@
 """lorimer's own format: one safetensors file that holds any adapter of any method exactly.
 
 "<module path>:<tensor name>"     the tensors, as the method names and shapes them
-header entry "lorimer"            JSON: version, method, config, components, metadata, and per layer
-                                  its rank, alpha and groups
+"<parameter path>"                what was trained in full
+header entry "lorimer"            JSON: version, method, config, components, metadata; per layer its rank, alpha
+                                  and groups; per parameter trained in full, which rows (null for all)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lorimer import registry
-from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
 from lorimer.formats._common import (
@@ -35,8 +36,8 @@ from lorimer.formats._common import (
 from lorimer.formats.safe_io import parse_json, write_safetensors
 
 _ENTRY = "lorimer"
-_VERSION = 1
-_FIELDS = {"version", "method", "config", "components", "metadata", "layers"}
+_VERSION = 2
+_FIELDS = {"version", "method", "config", "components", "metadata", "layers", "full"}
 
 
 class LorimerFormat(Format):
@@ -57,17 +58,22 @@ class LorimerFormat(Format):
         facts = _facts(parse_json(header[_ENTRY], f"{path}: header entry {_ENTRY}"), path)
         method = registry.get("method", facts["method"])
         by_layer: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
+        full: dict[str, ParameterState] = {}
         unknown = []
         for key, tensor in tensors.items():
             layer, _, name = key.rpartition(":")
-            if layer in by_layer and name in method.tensors:
+            if key in facts["full"]:
+                full[key] = ParameterState(tensor, _rows(facts["full"][key], f"{path}: {key!r}"))
+            elif layer in by_layer and name in method.tensors:
                 by_layer[layer][name] = tensor
             else:
                 unknown.append(key)
         if unknown:
             raise FileFormatError(f"{path}: keys that its header does not speak of: {shown(unknown)}")
-        missing = [f"{layer}:{n}" for layer, own in by_layer.items() for n in method.tensors if n not in own]
-        if missing or not by_layer:
+        required = method.tensors.keys() - method.optional
+        missing = [f"{layer}:{name}" for layer, own in by_layer.items() for name in required - own.keys()]
+        missing += facts["full"].keys() - full.keys()
+        if missing or not (by_layer or full):
             raise FileFormatError(f"{path}: incomplete, it lacks {shown(missing) or 'every layer'}")
         layers = {
             layer: _layer(method, own, facts["layers"][layer], f"{path}: {layer!r}")
@@ -80,6 +86,7 @@ class LorimerFormat(Format):
             config,
             tuple(facts["components"]),
             checked_metadata(facts["metadata"], str(path)),
+            full,
         )
 
     @staticmethod
@@ -93,15 +100,17 @@ class LorimerFormat(Format):
             "components": state.components,
             "metadata": portable(state.metadata),
             "layers": {
-                layer: {"rank": own.rank, "alpha": own.alpha, "groups": own.groups}
+                layer: {"rank": own.rank, "alpha": own.alpha, "groups": own.groups, "stacked": own.stacked}
                 for layer, own in state.layers.items()
             },
+            "full": {name: each.rows for name, each in state.full.items()},
         }
         tensors = {
             f"{layer}:{name}": tensor
             for layer, own in state.layers.items()
             for name, tensor in own.tensors.items()
         }
+        tensors.update({name: each.value for name, each in state.full.items()})
         write_safetensors(tensors, path, {_ENTRY: json.dumps(facts, ensure_ascii=False, allow_nan=False)})
 
 
@@ -113,21 +122,40 @@ def _facts(facts: Any, path: Path) -> dict[str, Any]:
         raise FileFormatError(
             f"{path}: written by a newer lorimer (version {facts['version']}); update lorimer"
         )
+    if facts["version"] == 1:  # before stacks and full training
+        facts = {**facts, "full": {}}
     if facts.keys() != _FIELDS:
         raise FileFormatError(f"{path}: header entry {_ENTRY!r} must hold just {shown(_FIELDS)}")
     checked_method(facts["method"], str(path))
     checked_components(facts["components"], str(path))
-    if not isinstance(facts["layers"], dict):
-        raise FileFormatError(f"{path}: layers must be a mapping")
+    if not isinstance(facts["layers"], dict) or not isinstance(facts["full"], dict):
+        raise FileFormatError(f"{path}: layers and full must be mappings")
     return facts
 
 
 def _layer(method: Any, tensors: dict[str, Tensor], entry: Any, where: str) -> LayerState:
-    if not isinstance(entry, dict) or entry.keys() != {"rank", "alpha", "groups"}:
-        raise FileFormatError(f"{where}: its entry must hold rank, alpha and groups")
+    if not isinstance(entry, dict) or {"stacked": 0, **entry}.keys() != {
+        "rank",
+        "alpha",
+        "groups",
+        "stacked",
+    }:
+        raise FileFormatError(f"{where}: its entry must hold rank, alpha, groups and stacked")
     if type(entry["groups"]) is not int or entry["groups"] < 1:
         raise FileFormatError(f"{where}: groups must be a whole number of at least 1")
+    stacked = entry.get("stacked", 0)
+    if stacked not in (0, 1):
+        raise FileFormatError(f"{where}: stacked must be 0 or 1")
     rank, alpha = checked_rank(entry["rank"], where), checked_alpha(entry["alpha"], where)
-    layer = make_layer(method, tensors, where, rank=rank, alpha=alpha)
+    layer = make_layer(method, tensors, where, rank=rank, alpha=alpha, stacked=stacked)
     layer.groups = entry["groups"]
     return layer
+
+
+def _rows(value: Any, where: str) -> tuple[int, ...] | None:
+    """Indices of the rows that were trained, or None for all."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(row) is int and row >= 0 for row in value):
+        raise FileFormatError(f"{where}: rows must be a list of indices")
+    return tuple(value)

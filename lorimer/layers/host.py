@@ -1,23 +1,26 @@
 """The host: an adapted layer is the same module object with its class swapped.
 
-`AdaptedLinear(Host, Linear)` is made on the fly from whatever class the layer had, so names in the
-state dict, `isinstance`, `.weight`, tied weights and everything else about the layer stay as they
-were; swapping the class back leaves nothing. One host serves every method and every layer type.
+`AdaptedLinear(CalledHost, Linear)` is made on the fly from whatever class the layer had, so names in the
+state dict, `isinstance`, tied weights and everything else about the layer stay as they were; swapping
+the class back leaves nothing. One host serves every method and every layer type:
 
-    layer ── .weight, .bias              as they were, frozen
-          └─ .lorimer: AdapterSlots      one Adapter per adapter name, which are live and how strongly
+    CalledHost    a layer whose forward is called: y' is computed beside the frozen layer, `.weight` is
+                  the frozen weight
+    ReadHost      a layer whose parameters somebody reads (`nn.MultiheadAttention`, an LSTM, experts, norms):
+                  reading gives the adapted value, `disabled` or not live the frozen one
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter
-from lorimer.layers.geometry import Base, geometry_of
+from lorimer.layers.geometry import Geometry
+from lorimer.layers.slots import AdapterSlots, LayerSlots, fold, fold_bias
 
 if TYPE_CHECKING:
     _Layer = nn.Module  # a host is always mixed into a layer's class
@@ -26,125 +29,161 @@ else:
 
 SLOTS = "lorimer"  # the one attribute a host adds to its layer
 _STASH = "_lorimer_merged"  # where a merged layer keeps its slots: a plain attribute, in no list of torch's
-_PREFIX = "adapter_"  # so that an adapter may be called "weight" or "forward"
-
-
-class AdapterSlots(nn.Module):
-    """The adapters of one layer.
-
-    Attributes:
-        active: names of the live adapters in order of activation.
-        strengths: adapter name -> factor on its whole update.
-        original: the layer's own weight while adapters are merged into it, else None.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.active: list[str] = []
-        self.strengths: dict[str, float] = {}
-        self.original: Tensor | None = None
-
-    @property
-    def _forward_pre_hooks(self) -> dict[int, Any]:
-        """What keeps `nn.TransformerEncoderLayer` from reading its layers' weights without calling them, as
-        it does in evaluation: it does not where a module within has a hook. Slots are never called."""
-        return {0: None} if self.live() else {}
-
-    @_forward_pre_hooks.setter
-    def _forward_pre_hooks(self, hooks: object) -> None:
-        """`nn.Module` sets it when it is made."""
-
-    def add(self, name: str, adapter: Adapter) -> None:
-        self.add_module(_PREFIX + name, adapter)
-        self.strengths[name] = 1.0
-        self.active.append(name)
-
-    def remove(self, name: str) -> None:
-        del self._modules[_PREFIX + name]
-        del self.strengths[name]
-        self.active = [other for other in self.active if other != name]
-
-    def names(self) -> list[str]:
-        return list(self.strengths)
-
-    def __getitem__(self, name: str) -> Adapter:
-        adapter = self._modules[_PREFIX + name]
-        assert isinstance(adapter, Adapter)
-        return adapter
-
-    def live(self) -> list[tuple[Adapter, float]]:
-        """Active adapters that have an effect, with their strengths, in order of activation."""
-        return [(self[name], self.strengths[name]) for name in self.active if self.strengths[name] != 0.0]
 
 
 class Host(_Layer):
     """What a layer's class gains when it is adapted."""
 
     adapted_class: type[nn.Module]  # the class the layer had before
-    lorimer: AdapterSlots
-
-    def forward(self, input: Tensor) -> Tensor:  # named as in torch, where callers may use the keyword
-        live = self.lorimer.live()
-        if not live:
-            return super().forward(input)  # exactly the base layer
-        geometry = geometry_of(self)
-        assert geometry is not None
-        base = Base(self, geometry)
-        if all(adapter.method.additive for adapter, _ in live):
-            changes = [adapter(input, base, strength) for adapter, strength in live]
-            if all(change is not None for change in changes):
-                output = super().forward(input)
-                for change in changes:
-                    output = output + change.to(output.dtype)
-                return output
-        return geometry.apply(self, input, folded_weight(self))
+    read_parameters: tuple[str, ...] = ()  # those that a ReadHost answers for
+    lorimer: LayerSlots
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles (`torch.save` of a whole model) name the layer's own class, as ours has no
         place to be imported from."""
         reduced: Any = super().__reduce_ex__(protocol)
         _, _, *state = reduced
-        return (_bare_host, (self.adapted_class,), *state)
+        return (_bare_host, (self.adapted_class, self.read_parameters), *state)
 
 
-def folded_weight(layer: nn.Module) -> Tensor:
-    """The layer's weight with its live adapters folded in, in the weight's own shape and type.
+class CalledHost(Host):
+    """A layer whose forward is called."""
 
-    W0 -> a1.adapt -> a2.adapt in order of activation; strength moves along the line from W to a(W).
-    Computed in the wider of the two precisions and rounded once.
+    def forward(self, input: Tensor, **options: Any) -> Tensor:  # named as in torch, for keyword callers
+        weight_live, bias_live = self.lorimer.live("weight"), self.lorimer.live("bias")
+        if not weight_live and not bias_live:
+            output: Tensor = super().forward(input, **options)
+            return output  # exactly the base layer
+        base = self.lorimer.parameters_slots()["weight"].geometry(self)
+        if not options and not bias_live:
+            quick = _quick_output(input, weight_live, base)
+            if quick is not None:
+                return quick
+        weight, bias = folded_parameters(self)
+        return base.apply(weight, bias, input, **options)
+
+
+class ReadHost(Host):
+    """A layer whose parameters are read. Its class has a property for each adapted parameter."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own forward, with each adapted value computed once."""
+        slots = self.lorimer
+        slots.folded = {name: folded_parameter(self, name) for name in self.read_parameters}
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            slots.folded = {}
+
+
+def _quick_output(x: Tensor, live: list[tuple[Adapter, float]], base: Geometry) -> Tensor | None:
+    """The layer's output by its adapters' quick paths; None where there is none to their combination."""
+    (first, strength), *others = live
+    if others and not all(adapter.method.additive for adapter, _ in live):
+        return None
+    output = first(x, base, strength)
+    for adapter, factor in others:
+        if output is not None:
+            output = adapter.add(x, output, base, factor)
+    return output
+
+
+def folded_parameters(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a called layer with every live adapter folded in."""
+    slots = layer.lorimer.parameters_slots()
+    weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
+    live = layer.lorimer.live("weight")
+    if live:
+        base = slots["weight"].geometry(layer)
+        weight, bias = fold(base.weight, live, base), fold_bias(bias, live)
+    if bias is not None and layer.lorimer.live("bias"):
+        bias = fold(bias, layer.lorimer.live("bias"), slots["bias"].geometry(layer, "bias"))
+    return weight, bias
+
+
+def folded_parameter(layer: Any, parameter: str) -> Tensor:
+    """One parameter of any adapted layer with its live adapters folded in."""
+    if isinstance(layer, CalledHost):
+        weight, bias = folded_parameters(layer)
+        return weight if parameter == "weight" else bias  # type: ignore[return-value]
+    slots = layer.lorimer.parameters_slots()[parameter]
+    geometry = slots.geometry(layer, parameter)
+    return fold(geometry.weight, slots.live(), geometry)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A parameter that is or may be adapted.
+
+    Attributes:
+        path: the layer's path for its weight ("fc"), the parameter's for others ("fc.bias").
+        layer, parameter: the owner and the parameter's name within it.
+        geometry: how it is seen as a matrix.
     """
-    geometry, slots, weight = geometry_of(layer), layer.lorimer, layer.weight
-    assert geometry is not None and isinstance(slots, AdapterSlots) and isinstance(weight, Tensor)
-    matrix = geometry.to_matrix(weight)
-    for adapter, strength in slots.live():
-        wide = torch.promote_types(matrix.dtype, next(adapter.parameters()).dtype)
-        matrix = matrix.to(wide)
-        adapted = adapter.adapt(matrix)
-        matrix = adapted if strength == 1.0 else matrix + strength * (adapted - matrix)
-    return geometry.from_matrix(matrix.to(weight.dtype), weight.shape)
+
+    path: str
+    layer: nn.Module
+    parameter: str
+    geometry: type[Geometry]
+
+    @property
+    def slots(self) -> AdapterSlots:
+        """The adapters there; the site must be adapted."""
+        slots = slots_of(self.layer)
+        assert slots is not None
+        return slots.parameters_slots()[self.parameter]
+
+    @property
+    def full_name(self) -> str:
+        """The parameter's own name in the model: "fc.weight"."""
+        return f"{self.path}.weight" if self.parameter == "weight" else self.path
 
 
-def make_host(layer: nn.Module) -> AdapterSlots:
-    """Swap the layer's class for its host class, unless it is one; returns its slots."""
-    if not isinstance(layer, Host):
-        layer.__class__ = _host_class(type(layer))
-        layer.add_module(SLOTS, AdapterSlots())
-    slots = layer._modules[SLOTS]
-    assert isinstance(slots, AdapterSlots)
-    return slots
+def site_path(path: str, parameter: str) -> str:
+    """What a parameter of the layer at `path` is called as a site."""
+    return path if parameter == "weight" else f"{path}.{parameter}".lstrip(".")
 
 
-def unmake_host(layer: nn.Module) -> None:
-    """Give the layer its own class back and drop its slots."""
-    assert isinstance(layer, Host)
-    del layer._modules[SLOTS]
-    layer.__class__ = layer.adapted_class  # type: ignore[assignment]
+def sites(model: nn.Module) -> dict[str, Site]:
+    """Path -> site of every adapted parameter, merged ones included, in the model's order."""
+    found: dict[str, Site] = {}
+    for path, layer in model.named_modules():
+        slots = slots_of(layer)
+        for parameter, own in slots.parameters_slots().items() if slots is not None else ():
+            site = Site(site_path(path, parameter), layer, parameter, own.geometry)
+            found[site.path] = site
+    return found
 
 
-def hosts(model: nn.Module) -> dict[str, AdapterSlots]:
-    """Module path -> slots of every adapted layer, merged ones included."""
-    found = {path: slots_of(module) for path, module in model.named_modules()}
-    return {path: slots for path, slots in found.items() if slots is not None}
+def make_host(site: Site) -> AdapterSlots:
+    """Swap the layer's class for a host class that answers for the site; returns the site's slots."""
+    layer = site.layer
+    before = slots_of(layer)
+    slots = LayerSlots() if before is None else before
+    own = slots.add(site.parameter, site.geometry)
+    cls = layer.adapted_class if isinstance(layer, Host) else type(layer)
+    read = _read_parameters(slots)
+    if before is None:
+        layer.add_module(SLOTS, slots)
+    layer.__class__ = _host_class(cls, read)
+    return own
+
+
+def take_off(site: Site, name: str) -> None:
+    """Remove an adapter from a site; with its last adapter the layer gets its own class back."""
+    slots = slots_of(site.layer)
+    own = slots.parameters_slots().get(site.parameter) if slots is not None else None
+    if slots is None or own is None:
+        return
+    if name in own.names():
+        own.remove(name)
+    if own.names():
+        return
+    del slots._modules[site.parameter]
+    if slots.parameters_slots():
+        site.layer.__class__ = _host_class(site.layer.adapted_class, _read_parameters(slots))  # type: ignore[arg-type]
+    else:
+        _unmake_host(site.layer)
 
 
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -152,45 +191,83 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     ours = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, AdapterSlots)
+        if isinstance(module, LayerSlots)
         for parameter in module.parameters()
     }
     return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in ours)
 
 
-def slots_of(layer: nn.Module) -> AdapterSlots | None:
+def slots_of(layer: nn.Module) -> LayerSlots | None:
     """The layer's slots, whether it is live or merged; None where it is not adapted."""
     slots = layer._modules.get(SLOTS) if isinstance(layer, Host) else layer.__dict__.get(_STASH)
-    return slots if isinstance(slots, AdapterSlots) else None
+    return slots if isinstance(slots, LayerSlots) else None
 
 
 def stash_host(layer: nn.Module) -> None:
     """Make the layer plain again but remember its slots, out of sight of parameters and state dict."""
     slots = slots_of(layer)
-    unmake_host(layer)
+    _unmake_host(layer)
     layer.__dict__[_STASH] = slots
 
 
 def unstash_host(layer: nn.Module) -> None:
-    """The inverse of `stash_host`; adapters follow the weight to its device."""
-    slots: AdapterSlots = layer.__dict__.pop(_STASH)
-    layer.__class__ = _host_class(type(layer))
-    layer.add_module(SLOTS, slots.to(layer.weight.device))  # type: ignore[arg-type]
+    """The inverse of `stash_host`; adapters follow the parameters to their device."""
+    slots: LayerSlots = layer.__dict__.pop(_STASH)
+    layer.__class__ = _host_class(type(layer), _read_parameters(slots))
+    layer.add_module(SLOTS, slots.to(next(layer.parameters(recurse=False)).device))
 
 
-def _bare_host(cls: type[nn.Module]) -> nn.Module:
+def _unmake_host(layer: nn.Module) -> None:
+    """Give the layer its own class back and drop its slots."""
+    assert isinstance(layer, Host)
+    del layer._modules[SLOTS]
+    layer.__class__ = layer.adapted_class  # type: ignore[assignment]
+
+
+def _read_parameters(slots: LayerSlots) -> tuple[str, ...]:
+    """The adapted parameters, where the layer is one that is read; () where it is called."""
+    every = slots.parameters_slots()
+    called = "weight" in every and every["weight"].geometry.called
+    return () if called else tuple(every)
+
+
+def _bare_host(cls: type[nn.Module], read_parameters: tuple[str, ...]) -> nn.Module:
     """A host of `cls` without its state, to be filled by whoever copies or unpickles."""
-    host = _host_class(cls)
+    host = _host_class(cls, read_parameters)
     bare: nn.Module = host.__new__(host)
     return bare
 
 
-_host_classes: dict[type[nn.Module], Any] = {}
+_host_classes: dict[tuple[type[nn.Module], tuple[str, ...]], Any] = {}
 
 
-def _host_class(cls: type[nn.Module]) -> Any:
+def _host_class(cls: type[nn.Module], read_parameters: tuple[str, ...]) -> Any:
     """The host class of `cls`, always the same one, so that equal layers stay of equal type."""
-    if cls not in _host_classes:
-        members = {"adapted_class": cls, "__module__": __name__}
-        _host_classes[cls] = type(f"Adapted{cls.__name__}", (Host, cls), members)
-    return _host_classes[cls]
+    key = (cls, read_parameters)
+    if key not in _host_classes:
+        members: dict[str, Any] = {
+            "adapted_class": cls,
+            "read_parameters": read_parameters,
+            "__module__": __name__,
+        }
+        members.update({name: _read_property(name) for name in read_parameters})
+        kind = ReadHost if read_parameters else CalledHost
+        _host_classes[key] = type(f"Adapted{cls.__name__}", (kind, cls), members)
+    return _host_classes[key]
+
+
+def _read_property(parameter: str) -> property:
+    """What stands for `parameter` on a ReadHost: reading it gives the adapted value."""
+
+    def read(layer: Any) -> Tensor | None:
+        slots = layer._modules[SLOTS]
+        if parameter in slots.folded:
+            return slots.folded[parameter]
+        if not slots.live(parameter):
+            return layer._parameters[parameter]
+        return folded_parameter(layer, parameter)
+
+    def write(layer: Any, value: Any) -> None:
+        layer._parameters[parameter] = value
+
+    return property(read, write)

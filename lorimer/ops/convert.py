@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from lorimer import registry
 from lorimer.adapters._state import AdapterState
 from lorimer.errors import FileFormatError, UsageError
-from lorimer.ops.files import read
+from lorimer.ops.files import in_precision, read
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -42,15 +41,6 @@ def convert(
     format.write(state, target)
     require_same(state, format.read(target), str(target))
     return target
-
-
-def in_precision(state: AdapterState, dtype: torch.dtype) -> AdapterState:
-    """The adapter with its tensors in another precision."""
-    layers = {
-        path: replace(layer, tensors={name: tensor.to(dtype) for name, tensor in layer.tensors.items()})
-        for path, layer in state.layers.items()
-    }
-    return replace(state, layers=layers)
 
 
 def require_same(wanted: AdapterState, found: AdapterState, where: str) -> None:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorimer import registry
 from lorimer.adapters._base import Adapter, Method
-from lorimer.adapters._state import AdapterState, LayerState
-from lorimer.attachment.attach import install
+from lorimer.adapters._state import AdapterState
+from lorimer.attachment.attach import build_at, install
 from lorimer.attachment.attached import AttachedAdapter
-from lorimer.attachment.targets import adaptable_view
-from lorimer.errors import FileFormatError, UsageError, suggest
+from lorimer.attachment.targets import adaptable_view, every_site
+from lorimer.errors import FileFormatError, LorimerError, UsageError, suggest
 from lorimer.formats._base import Format
 from lorimer.formats.safe_io import read_safetensors_header
-from lorimer.layers.geometry import geometry_of, weight_spec
+from lorimer.layers.host import Site
 
 
 def save(
@@ -51,10 +51,19 @@ def save(
         state = _as_component(state, component)
     state.metadata.update(metadata or {})
     if dtype is not None:
-        for layer in state.layers.values():
-            layer.tensors = {name: tensor.to(dtype) for name, tensor in layer.tensors.items()}
+        state = in_precision(state, dtype)
     registry.get("format", format).write(state, Path(path))
     return Path(path)
+
+
+def in_precision(state: AdapterState, dtype: torch.dtype) -> AdapterState:
+    """The adapter with its tensors in another precision."""
+    layers = {
+        path: replace(layer, tensors={name: tensor.to(dtype) for name, tensor in layer.tensors.items()})
+        for path, layer in state.layers.items()
+    }
+    full = {name: replace(each, value=each.value.to(dtype)) for name, each in state.full.items()}
+    return replace(state, layers=layers, full=full)
 
 
 def read(path: str | Path, *, format: str | None = None) -> AdapterState:
@@ -116,7 +125,7 @@ def attach_state(
     model: nn.Module, state: AdapterState, *, name: str = "default", source: str = "adapter"
 ) -> AttachedAdapter:
     """Attach an adapter from memory; see `load`."""
-    method_class = registry.get("method", state.method)
+    present = every_site(model)
     modules = adaptable_view(model)
     absent = [component for component in state.components if component not in modules]
     if absent:
@@ -125,24 +134,36 @@ def attach_state(
             f"{type(model).__name__} has no {absent[0]!r}; to load one part, pass component={absent[0]!r}"
         )
     problems: list[str] = []
-    planned: dict[str, Adapter] = {}
-    for path, layer_state in state.layers.items():
-        layer = modules.get(path)
-        if layer is None:
-            problems.append(f"the model has no {path!r}.{suggest(path, modules)}")
-        elif geometry_of(layer) is None:
-            problems.append(f"{path!r} is a {type(layer).__name__}, which cannot be adapted")
+    planned: dict[str, tuple[Site, Adapter | None]] = {}
+    for path, method, tensors in _wanted(state):
+        site = present.get(path)
+        if site is None:
+            known = (
+                f"{path!r} is a {type(modules[path]).__name__}, which cannot be adapted"
+                if path in modules
+                else ""
+            )
+            problems.append(known or f"the model has no {path!r}.{suggest(path, present)}")
         else:
-            method = method_class(rank=layer_state.rank, alpha=layer_state.alpha, **state.config)
-            adapter = _build(method, layer, layer_state, path, problems)
-            planned[path] = adapter
+            planned[path] = (site, _build(method, site, tensors, problems))
     if problems:
         shown = "\n  ".join(problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise FileFormatError(f"{source} does not fit this {type(model).__name__}:\n  {shown}{more}")
     if not planned:
         raise FileFormatError(f"{source} holds no layers")
-    return install(model, planned, name)
+    ready = {path: (site, adapter) for path, (site, adapter) in planned.items() if adapter is not None}
+    return install(model, ready, name)
+
+
+def _wanted(state: AdapterState) -> Iterator[tuple[str, Method, Mapping[str, Tensor]]]:
+    """(path, method, tensors) of everything in the state."""
+    method, full = registry.get("method", state.method), registry.get("method", "full")
+    for path, layer in state.layers.items():
+        yield path, method(rank=layer.rank, alpha=layer.alpha, **state.config), layer.tensors
+    for name, parameter in state.full.items():
+        path = name.removesuffix(".weight")
+        yield path, full(rows=parameter.rows), {"value": parameter.value}
 
 
 def _as_component(state: AdapterState, component: str) -> AdapterState:
@@ -152,7 +173,8 @@ def _as_component(state: AdapterState, component: str) -> AdapterState:
             f"the adapter has the parts {', '.join(state.components)} already; leave component out"
         )
     layers = {f"{component}.{path}": layer for path, layer in state.layers.items()}
-    return replace(state, layers=layers, components=(component,))
+    full = {f"{component}.{path}": parameter for path, parameter in state.full.items()}
+    return replace(state, layers=layers, full=full, components=(component,))
 
 
 def _component_of(state: AdapterState, component: str, source: str) -> AdapterState:
@@ -164,23 +186,28 @@ def _component_of(state: AdapterState, component: str, source: str) -> AdapterSt
     layers = {
         path.removeprefix(prefix): layer for path, layer in state.layers.items() if path.startswith(prefix)
     }
-    return replace(state, layers=layers, components=())
+    full = {path.removeprefix(prefix): each for path, each in state.full.items() if path.startswith(prefix)}
+    return replace(state, layers=layers, full=full, components=())
 
 
-def _build(method: Method, layer: nn.Module, state: LayerState, path: str, problems: list[str]) -> Adapter:
-    """The adapter with the state's tensors; tells `problems` what does not fit."""
-    dtype = next(iter(state.tensors.values())).dtype
-    adapter = method.build(weight_spec(layer, None if dtype in (torch.float16, torch.bfloat16) else dtype))
+def _build(method: Method, site: Site, tensors: Mapping[str, Tensor], problems: list[str]) -> Adapter | None:
+    """The adapter with the given tensors; tells `problems` what does not fit."""
+    dtype = next(iter(tensors.values())).dtype
+    try:
+        adapter = build_at(method, site, None if dtype in (torch.float16, torch.bfloat16) else dtype)
+    except LorimerError as error:
+        problems.append(str(error))
+        return None
     own = adapter.state_dict()
     unfit = [
-        f"{path!r}: tensor {name!r} is {'missing' if name in own else 'not known'}"
-        for name in sorted(own.keys() ^ state.tensors.keys())
+        f"{site.path!r}: tensor {name!r} is {'missing' if name in own else 'not known'}"
+        for name in sorted(own.keys() ^ tensors.keys())
     ] + [
-        f"{path!r}: {name} has shape {tuple(state.tensors[name].shape)}, the layer needs {tuple(value.shape)}"
+        f"{site.path!r}: {name} has shape {tuple(tensors[name].shape)}, the layer needs {tuple(value.shape)}"
         for name, value in own.items()
-        if name in state.tensors and value.shape != state.tensors[name].shape
+        if name in tensors and value.shape != tensors[name].shape
     ]
     problems.extend(unfit)
     if not unfit:
-        adapter.load_state_dict(state.tensors)
+        adapter.load_state_dict(tensors)
     return adapter

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +136,12 @@ def update_norm(state: AdapterState, path: str) -> float | None:
     Never forms the product: ‖B·A‖² = trace((BᵀB)(AAᵀ)), two rank x rank matrices.
     """
     layer = state.layers[path]
-    wide = {name: tensor.double() for name, tensor in layer.tensors.items()}
-    factors = registry.get("method", state.method).factors(wide, layer.alpha / layer.rank)
+    wide = replace(layer, tensors={name: tensor.double() for name, tensor in layer.tensors.items()})
+    factors = registry.get("method", state.method).factors(wide, state.config)
     if factors is None:
         return None
     up, down = factors
-    squared: Tensor = torch.sum((up.T @ up) * (down @ down.T))
+    squared: Tensor = torch.sum((up.mT @ up) * (down @ down.mT))
     return math.sqrt(max(squared.item(), 0.0))
 
 

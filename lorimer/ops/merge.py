@@ -11,7 +11,15 @@ from torch import nn
 from lorimer.attachment.attach import detach
 from lorimer.attachment.attached import require_live
 from lorimer.errors import LorimerError, StateError
-from lorimer.layers.host import Host, folded_weight, hosts, slots_of, stash_host, unstash_host
+from lorimer.layers.host import (
+    Host,
+    Site,
+    folded_parameter,
+    sites,
+    slots_of,
+    stash_host,
+    unstash_host,
+)
 
 
 @torch.no_grad()
@@ -30,18 +38,22 @@ def merge(model: nn.Module, *, keep_original: bool = True) -> None:
             is untouched.
     """
     require_live(model)
-    layers = {path: model.get_submodule(path) for path in hosts(model)}
-    if not layers:
+    present = sites(model)
+    if not present:
         raise StateError("no adapter is attached to this model; there is nothing to merge")
-    for path, layer in layers.items():
-        _check_mergeable(path, layer)
+    for site in present.values():
+        _check_mergeable(site)
+    layers = {id(site.layer): site.layer for site in present.values()}
     for layer in layers.values():
-        slots, weight = slots_of(layer), layer.weight
-        assert slots is not None and isinstance(weight, nn.Parameter)
-        merged = folded_weight(layer)
-        if keep_original:
-            slots.original = weight.detach().clone()
-        weight.copy_(merged)
+        slots = slots_of(layer)
+        assert slots is not None
+        merged = {name: folded_parameter(layer, name) for name in _changed(layer)}
+        for name, value in merged.items():
+            parameter = layer._parameters[name]
+            assert parameter is not None
+            if keep_original:
+                slots.originals[name] = parameter.detach().clone()
+            parameter.copy_(value)
         if keep_original:
             stash_host(layer)
     if not keep_original:
@@ -60,17 +72,30 @@ def unmerge(model: nn.Module) -> None:
         raise StateError("nothing is merged into this model")
     for layer in merged:
         slots = slots_of(layer)
-        assert slots is not None and slots.original is not None and isinstance(layer.weight, nn.Parameter)
-        layer.weight.copy_(slots.original)
-        slots.original = None
+        assert slots is not None
+        for name, value in slots.originals.items():
+            layer._parameters[name].copy_(value)  # type: ignore[union-attr]
+        slots.originals = {}
         unstash_host(layer)
 
 
-def _check_mergeable(path: str, layer: nn.Module) -> None:
+def _changed(layer: nn.Module) -> list[str]:
+    """The parameters of a layer that its adapters may change: a weight's adapter may change the bias too."""
     slots = slots_of(layer)
     assert slots is not None
-    for name in slots.active:
-        if not slots[name].method.mergeable:
-            raise LorimerError(f"{path}: a {slots[name].method.name} adapter ({name!r}) cannot be merged")
-    if not torch.isfinite(folded_weight(layer)).all():
-        raise LorimerError(f"{path}: merging would write NaN or infinity; the model is left as it was")
+    names = list(slots.parameters_slots())
+    beside = ["bias"] if names == ["weight"] and layer._parameters.get("bias") is not None else []
+    return names + beside
+
+
+def _check_mergeable(site: Site) -> None:
+    for name in site.slots.active:
+        if not site.slots[name].method.mergeable:
+            raise LorimerError(
+                f"{site.path}: a {site.slots[name].method.name} adapter ({name!r}) cannot be merged"
+            )
+    for name in _changed(site.layer):
+        if not torch.isfinite(folded_parameter(site.layer, name)).all():
+            raise LorimerError(
+                f"{site.path}: merging would write NaN or infinity; the model is left as it was"
+            )

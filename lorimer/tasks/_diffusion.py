@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lorimer.errors import LorimerError, UsageError
-from lorimer.layers.host import AdapterSlots
+from lorimer.layers.slots import LayerSlots
 from lorimer.tasks._diffusers_folder import (
     folder_from_hub,
     load_scheduler,
@@ -102,7 +102,7 @@ class DiffusionModel(nn.Module):
         super().train(False)
         self.training = mode
         for module in self.modules():
-            if isinstance(module, AdapterSlots):
+            if isinstance(module, LayerSlots):
                 module.train(mode)
             elif getattr(module, "gradient_checkpointing", False):
                 module.training = mode

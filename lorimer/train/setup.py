@@ -21,7 +21,7 @@ from lorimer import registry
 from lorimer.attachment.attach import attach
 from lorimer.attachment.attached import AttachedAdapter
 from lorimer.errors import DataError, LorimerError, MissingDependencyError, RecipeError, suggest
-from lorimer.layers.host import AdapterSlots
+from lorimer.layers.slots import LayerSlots
 from lorimer.tasks._base import Task
 from lorimer.train.optimizer import build_optimizer
 from lorimer.train.order import Order
@@ -107,7 +107,7 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
 
 def fingerprint(model: nn.Module) -> dict[str, int]:
     """Name -> checksum of the bytes of every tensor that the base model would save."""
-    slots = tuple(path + "." for path, module in model.named_modules() if isinstance(module, AdapterSlots))
+    slots = tuple(path + "." for path, module in model.named_modules() if isinstance(module, LayerSlots))
     return {
         name: zlib.crc32(_bytes(tensor))
         for name, tensor in model.state_dict().items()

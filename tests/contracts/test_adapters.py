@@ -14,8 +14,8 @@ import lorimer
 from lorimer import registry
 from lorimer.adapters._base import Adapter, Method
 from lorimer.errors import LorimerError, StateError
-from lorimer.layers.geometry import geometry_of
-from lorimer.layers.host import Host, folded_weight
+from lorimer.layers.geometry import Geometry
+from lorimer.layers.host import Host, folded_parameter, folded_parameters, sites
 from lorimer.ops.files import attach_state
 from tests.contracts.layer_cases import LAYERS, LayerCase
 from tests.tolerances import SAME_GRADIENT, SAME_OUTPUT, relative_difference
@@ -26,7 +26,14 @@ METHODS = registry.names("method")
 
 def method(name: str, rank: int = 3, alpha: float = 5.0) -> Method:
     """A method with alpha != rank, so that a lost scale shows."""
-    return registry.get("method", name)(rank=rank, alpha=alpha)
+    plugin = registry.get("method", name)
+    return plugin(rank=rank, alpha=alpha) if plugin.ranked else plugin()
+
+
+def base_of(layer: nn.Module) -> Geometry:
+    """The adapted layer as its adapters see it."""
+    (site,) = sites(layer).values()
+    return site.geometry(layer)
 
 
 def perturb(model: nn.Module, seed: int = 2) -> None:
@@ -85,7 +92,7 @@ def check_quick_path_is_adapt(case: LayerCase, name: str, dtype: torch.dtype) ->
     model, x = adapted(case, name, dtype), case.input(dtype)
     layer = model[0]
     with lorimer.strength(model, 0.7):
-        truth = geometry_of(layer).apply(layer, x, folded_weight(layer))
+        truth = base_of(layer).apply(*folded_parameters(layer), x)
         assert relative_difference(model(x), truth) <= SAME_OUTPUT[dtype]
 
 
@@ -123,7 +130,7 @@ def check_two_adapters_agree(case: LayerCase, name: str, dtype: torch.dtype) -> 
     lorimer.merge(model)
     together = model(x)
     with lorimer.enabled(one_by_one, "a"):
-        first = folded_weight(one_by_one[0]).detach()
+        first = folded_parameter(one_by_one[0], "weight").detach()
     with torch.no_grad():
         one_by_one[0].weight.copy_(first)
     with lorimer.enabled(one_by_one, "ab"):
@@ -157,7 +164,7 @@ def check_training_moves_all_and_only_adapters(case: LayerCase, name: str, dtype
     adapter = lorimer.attach(model, method(name), targets=type(model[0]))
     start = {key: value.detach().clone() for key, value in adapter.named_parameters()}
     assert {key for key, value in model.named_parameters() if value.requires_grad} == {
-        f"{path}.lorimer.adapter_default.{tensor}"
+        f"{path}.lorimer.weight.adapter_default.{tensor}"
         for path, each in adapter.layers.items()
         for tensor, _ in each.named_parameters()
     }
@@ -177,7 +184,7 @@ def check_gradients_equal_adapt(case: LayerCase, name: str) -> None:
     model, x = adapted(case, name, torch.float64), case.input(torch.float64).requires_grad_()
     layer, parameters = model[0], list(lorimer.attached(model)["default"].parameters())
     quick = torch.autograd.grad(model(x).square().sum(), [x, *parameters])
-    truth_output = geometry_of(layer).apply(layer, x, folded_weight(layer))
+    truth_output = base_of(layer).apply(*folded_parameters(layer), x)
     truth = torch.autograd.grad(truth_output.square().sum(), [x, *parameters])
     for left, right in zip(quick, truth, strict=True):
         assert relative_difference(left, right) <= SAME_GRADIENT

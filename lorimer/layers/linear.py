@@ -1,0 +1,51 @@
+"""Linear layers: `nn.Linear`, and Hugging Face's `Conv1D`, which is one with its weight transposed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorimer.kernels.low_rank import low_rank_linear
+from lorimer.layers.geometry import Geometry
+
+
+class LinearGeometry(Geometry):
+    """weight (out, in)."""
+
+    def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.to_matrix(self.weight).shape[1],), ()
+
+    def apply(self, weight: Tensor, bias: Tensor | None, input: Tensor, **options: Any) -> Tensor:
+        return F.linear(input, weight, bias)
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor | None:
+        return self.add_low_rank(self.output(x), x, A, B, scale, dropout)
+
+    def add_low_rank(
+        self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float
+    ) -> Tensor:
+        change = low_rank_linear(F.dropout(x, dropout), A, B, scale)
+        return output + change.to(output.dtype)
+
+
+class TransposedLinearGeometry(LinearGeometry):
+    """weight (in, out), as in Hugging Face's `Conv1D`."""
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        return matrix.T
+
+    def apply(self, weight: Tensor, bias: Tensor | None, input: Tensor, **options: Any) -> Tensor:
+        return F.linear(input, weight.T, bias)
+
+
+def is_hugging_face_conv1d(layer: object) -> bool:
+    """Told by its name, so that transformers need not be installed."""
+    return any(
+        cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+        for cls in type(layer).__mro__
+    )
