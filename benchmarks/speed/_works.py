@@ -123,3 +123,12 @@ WORKS: dict[str, Callable[..., Work]] = {
     "unet": unet,
     "unet-small": unet_small,
 }
+
+
+def linears(count: int, width: int) -> nn.Sequential:
+    """`count` frozen Linears (width, width) in a row, at a scale that neither blows up nor dies away."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(width, width, bias=False) for _ in range(count)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=width**-0.5)
+    return nn.Sequential(*layers).requires_grad_(False)
