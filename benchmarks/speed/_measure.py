@@ -69,6 +69,14 @@ def ratio(left: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
     return {"median": round(middle, 3), "quartiles": [round(first, 3), round(third, 3)]}
 
 
+def shown(figure: Mapping[str, Any] | None) -> str:
+    """A ratio as tables show it, e.g. "1.31 (1.28–1.34)"; nothing where there is none."""
+    if figure is None:
+        return ""
+    first, third = figure["quartiles"]
+    return f"{figure['median']:.2f} ({first:.2f}–{third:.2f})"
+
+
 def median(seconds: Sequence[float]) -> float:
     """The median, to four digits that mean something."""
     return float(f"{statistics.median(seconds):.4g}")
@@ -98,7 +106,7 @@ def count_saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> _Kept:
-        holder = _Kept(tensor)
+        holder = _Kept(tensor.detach())  # an operation that keeps its own output would keep itself alive
         kept.add(holder)
         return holder
 

@@ -27,6 +27,7 @@ from benchmarks.speed._works import linears
 Run = Callable[[], Tensor]
 
 PROGRAMS = ("peft", "lorimer")
+SIZES = {"adapters": 16, "layers": 40, "width": 512, "tokens": 64, "rank": 16, "rounds": 25}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,10 +115,7 @@ def report(result: Mapping[str, Any]) -> str:
         [
             program,
             *(result["seconds"].get(f"{program} {kind}", "") for kind in ("one", "mixed")),
-            *(
-                result[ratio].get(program, {}).get("median", "")
-                for ratio in ("mixed_over_one", "one_over_floor")
-            ),
+            *(measure.shown(result[ratio].get(program)) for ratio in ("mixed_over_one", "one_over_floor")),
         ]
         for program in PROGRAMS
     ]
@@ -126,14 +124,7 @@ def report(result: Mapping[str, Any]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in {
-        "adapters": 16,
-        "layers": 40,
-        "width": 512,
-        "tokens": 64,
-        "rank": 16,
-        "rounds": 25,
-    }.items():
+    for name, default in SIZES.items():
         described.add_argument(f"--{name}", type=int, default=default)
     described.add_argument("--results", type=Path, default=measure.RESULTS)
     return described

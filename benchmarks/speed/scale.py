@@ -209,7 +209,7 @@ def peft_config(rank: int) -> LoraConfig:
 def report(result: Mapping[str, Any]) -> str:
     """What was measured, as a Markdown table."""
     rows = [
-        [act, *(seconds.get(name, "") for name in LIVES), result["peft_over_lorimer"][act]["median"]]
+        [act, *(seconds.get(name, "") for name in LIVES), measure.shown(result["peft_over_lorimer"][act])]
         for act, seconds in result["seconds"].items()
     ]
     return measure.table(["", "bare, s", "PEFT, s", "lorimer, s", "PEFT / lorimer"], rows)

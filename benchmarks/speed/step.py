@@ -197,13 +197,12 @@ def report(result: Mapping[str, Any]) -> str:
     header = ["", "s", "over the floor", "over PEFT", "GFLOP", "MB saved", "MB peak"]
     rows = []
     for name, figures in result["contenders"].items():
-        over_floor = figures.get("over_floor", {}).get("median", "")
-        over_peft = result["lorimer_over_peft"].get(name.removeprefix("lorimer "), {}).get("median", "")
+        ratios = [figures.get("over_floor"), result["lorimer_over_peft"].get(name.removeprefix("lorimer "))]
         large = [
             f"{figures[key] / unit:.0f}" if key in figures else ""
             for key, unit in [("flops", 1e9), ("saved_bytes", 1e6), ("peak_bytes", 1e6)]
         ]
-        rows.append([name, figures.get("seconds", ""), over_floor, over_peft, *large])
+        rows.append([name, figures.get("seconds", ""), *map(measure.shown, ratios), *large])
     return measure.table(header, rows)
 
 
