@@ -67,6 +67,22 @@ class WeightSpec:
         return nn.Parameter(torch.empty(*self.stack, *shape, dtype=self.dtype, device=self.device))
 
 
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """scale · B · A, as the quick paths take it.
+
+    Attributes:
+        A, B: factors in the layer's own shapes, e.g. (rank, in, k_h, k_w) and (out, rank, 1, 1).
+        scale: alpha / rank.
+        dropout: the share of the input that the update does not see now; 0 outside training.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    dropout: float = 0.0
+
+
 class Adapter(nn.Module, ABC):
     """One method's parameters for one weight. `Method.build` makes it with its memory unfilled; then
     either `start` or a file's tensors fill it."""
@@ -91,15 +107,26 @@ class Adapter(nn.Module, ABC):
         """The adapted bias of the layer, of shape (out,); most methods leave it alone."""
         return bias
 
+    def low_rank(self) -> LowRankUpdate | None:
+        """W' - W as a product of two factors, differentiable; None where it is no such product. Methods that
+        give it get their quick paths from it."""
+        return None
+
     def forward(self, x: Tensor, base: Geometry, strength: float) -> Tensor | None:
         """The quick way to the layer's whole output y' for the input x, with this adapter alone; None where
         the weight path must be taken. At strength s: y + s (y' - y)."""
+        update = self.low_rank()
+        if update is not None:
+            return base.low_rank(x, update.A, update.B, update.scale * strength, update.dropout)
         return self.add(x, base.output(x), base, strength) if self.method.additive else None
 
     def add(self, x: Tensor, output: Tensor, base: Geometry, strength: float) -> Tensor | None:
         """For additive methods: output + strength * (y' - y), which may be written into `output`; None
         where the weight path must be taken."""
-        return None
+        update = self.low_rank()
+        if update is None:
+            return None
+        return base.add_low_rank(output, x, update.A, update.B, update.scale * strength, update.dropout)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lorimer.adapters.lora import LoRA
 from lorimer.errors import UsageError
 
 if TYPE_CHECKING:
-    pass
+    from lorimer.layers.geometry import Geometry
 
 _PART = "direction."  # what the names of the direction's tensors begin with
 
@@ -34,7 +34,7 @@ class DoRA(Method):
     Attributes:
         rank, alpha: of the direction.
         direction: the registered name of an additive method.
-        options: further fields of that method, e.g. {"bias": True}.
+        options: further fields of that method, e.g. {"start": "pissa"}; a trained bias is no direction.
         dropout, rslora: as in `LoRA`, for directions that know them.
     """
 
@@ -101,8 +101,11 @@ class DoRAAdapter(Adapter):
         factor = self.magnitude / _row_norms(direction.detach())
         return factor.unsqueeze(-1) * direction
 
-    def adapt_bias(self, bias: Tensor | None) -> Tensor | None:
-        return self.direction.adapt_bias(bias)
+    def forward(self, x: Tensor, base: Geometry, strength: float) -> Tensor | None:
+        update = self.direction.low_rank()
+        if update is None or strength != 1.0:
+            return None
+        return base.low_rank(x, update.A, update.B, update.scale, update.dropout, self.magnitude)
 
 
 def _row_norms(weight: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorimer.adapters._base import Adapter, Method, WeightSpec, training_only
+from lorimer.adapters._base import Adapter, LowRankUpdate, Method, WeightSpec, training_only
 from lorimer.adapters._starts import STARTS, fill
 from lorimer.errors import UsageError, suggest
 from lorimer.kernels.low_rank import low_rank_product
@@ -145,28 +145,24 @@ class LoRAAdapter(Adapter):
     def adapt_bias(self, bias: Tensor | None) -> Tensor | None:
         return bias if bias is None or self.bias is None else bias + self.scale * self.bias
 
+    def low_rank(self) -> LowRankUpdate:
+        dropout = self.method.dropout if self.training else 0.0
+        if self.A0 is None or self.B0 is None:
+            return LowRankUpdate(self.A, self.B, self.scale, dropout)
+        A = torch.cat([self.A, self.A0], self.stacked)
+        B = torch.cat([self.B, -self.B0], 1 + self.stacked)
+        return LowRankUpdate(A, B, self.scale, dropout)
+
     def forward(self, x: Tensor, base: Geometry, strength: float) -> Tensor | None:
-        scale, A, B = self.scale * strength, *self._factors()
-        output = base.low_rank(x, A, B, scale, self._dropout())
-        return self._with_bias(output, base, scale)
+        return self._with_bias(super().forward(x, base, strength), base, strength)
 
     def add(self, x: Tensor, output: Tensor, base: Geometry, strength: float) -> Tensor | None:
-        scale, A, B = self.scale * strength, *self._factors()
-        return self._with_bias(base.add_low_rank(output, x, A, B, scale, self._dropout()), base, scale)
+        return self._with_bias(super().add(x, output, base, strength), base, strength)
 
     def _product(self, A: Tensor, B: Tensor) -> Tensor:
         return low_rank_product(A.flatten(1 + self.stacked), B.flatten(1 + self.stacked), self.scale)
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """A and B, with the start's beside them where the update counts from it."""
-        if self.A0 is None or self.B0 is None:
-            return self.A, self.B
-        return torch.cat([self.A, self.A0], self.stacked), torch.cat([self.B, -self.B0], 1 + self.stacked)
-
-    def _dropout(self) -> float:
-        return self.method.dropout if self.training else 0.0
-
-    def _with_bias(self, output: Tensor | None, base: Geometry, scale: float) -> Tensor | None:
+    def _with_bias(self, output: Tensor | None, base: Geometry, strength: float) -> Tensor | None:
         if output is None or self.bias is None:
             return output
-        return output + base.along_channels(scale * self.bias, output)
+        return output + base.along_channels(self.scale * strength * self.bias, output)

@@ -33,11 +33,8 @@ class EmbeddingGeometry(Geometry):
             input, weight, layer.padding_idx, layer.max_norm, layer.norm_type, layer.scale_grad_by_freq
         )
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor | None:
-        return self.add_low_rank(self.output(x), x, A, B, scale, dropout)
-
     def add_low_rank(
-        self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float
+        self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0
     ) -> Tensor:
         hidden = F.embedding(x, A.T) * scale  # (..., rank): the columns of A that the tokens choose
         return output + F.linear(hidden, B.to(hidden.dtype)).to(output.dtype)

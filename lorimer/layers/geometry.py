@@ -75,13 +75,24 @@ class Geometry(ABC):
         else its forward takes."""
         raise NotImplementedError  # only layers that are called need it
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor | None:
+    def low_rank(
+        self,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scale: float,
+        dropout: float = 0.0,
+        magnitude: Tensor | None = None,
+    ) -> Tensor | None:
         """The layer's output under the update scale · B·A, without forming it; None where that has no
-        advantage. A and B are factors in the layer's own shapes; `dropout` is for the update's input."""
-        return None
+        advantage. A and B are factors in the layer's own shapes; `dropout` is for the update's input;
+        with a `magnitude` (out,), each row of the sum has that norm (DoRA)."""
+        if magnitude is not None:
+            return None
+        return self.add_low_rank(self.output(x), x, A, B, scale, dropout)
 
     def add_low_rank(
-        self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float
+        self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0
     ) -> Tensor | None:
         """The same, added to an `output` that is the caller's own and may be written into."""
         return None

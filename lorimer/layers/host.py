@@ -28,6 +28,9 @@ else:
     _Layer = object
 
 SLOTS = "lorimer"  # the one attribute a host adds to its layer
+# Where the forwards are defined that are just the product with the weight, so that a kernel may take their
+# place; any other (a quantised layer's, somebody's subclass) is run as it is.
+_PLAIN_FORWARDS = {"torch.nn.modules.linear", "torch.nn.modules.conv", "transformers.pytorch_utils"}
 _STASH = "_lorimer_merged"  # where a merged layer keeps its slots: a plain attribute, in no list of torch's
 
 
@@ -36,6 +39,7 @@ class Host(_Layer):
 
     adapted_class: type[nn.Module]  # the class the layer had before
     read_parameters: tuple[str, ...] = ()  # those that a ReadHost answers for
+    plain_forward: bool = False  # see `_PLAIN_FORWARDS`
     lorimer: LayerSlots
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -248,6 +252,7 @@ def _host_class(cls: type[nn.Module], read_parameters: tuple[str, ...]) -> Any:
         members: dict[str, Any] = {
             "adapted_class": cls,
             "read_parameters": read_parameters,
+            "plain_forward": cls.forward.__module__ in _PLAIN_FORWARDS,
             "__module__": __name__,
         }
         members.update({name: _read_property(name) for name in read_parameters})

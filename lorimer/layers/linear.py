@@ -7,7 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorimer.kernels.low_rank import low_rank_linear
+from lorimer.kernels.dora import dora_linear
+from lorimer.kernels.low_rank import adapted_linear, add_low_rank
 from lorimer.layers.geometry import Geometry
 
 
@@ -18,16 +19,28 @@ class LinearGeometry(Geometry):
         return (self.to_matrix(self.weight).shape[1],), ()
 
     def apply(self, weight: Tensor, bias: Tensor | None, input: Tensor, **options: Any) -> Tensor:
-        return F.linear(input, weight, bias)
+        return F.linear(input, self.to_matrix(weight), bias)
 
-    def low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor | None:
-        return self.add_low_rank(self.output(x), x, A, B, scale, dropout)
+    def low_rank(
+        self,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scale: float,
+        dropout: float = 0.0,
+        magnitude: Tensor | None = None,
+    ) -> Tensor | None:
+        if not self.layer.plain_forward:
+            return super().low_rank(x, A, B, scale, dropout, magnitude)
+        weight, bias = self.to_matrix(self.weight), self.bias
+        if magnitude is None:
+            return adapted_linear(x, weight, bias, A, B, scale, dropout)
+        return dora_linear(x, weight, bias, A, B, magnitude, scale, dropout)
 
     def add_low_rank(
-        self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float
+        self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0
     ) -> Tensor:
-        change = low_rank_linear(F.dropout(x, dropout), A, B, scale)
-        return output + change.to(output.dtype)
+        return add_low_rank(output, x, A, B, scale, dropout)
 
 
 class TransposedLinearGeometry(LinearGeometry):
@@ -38,9 +51,6 @@ class TransposedLinearGeometry(LinearGeometry):
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         return matrix.T
-
-    def apply(self, weight: Tensor, bias: Tensor | None, input: Tensor, **options: Any) -> Tensor:
-        return F.linear(input, weight.T, bias)
 
 
 def is_hugging_face_conv1d(layer: object) -> bool:
