@@ -213,6 +213,16 @@ class Method(ABC):
         with a leading stack axis for a stack. None where the update is no such product."""
         return None
 
+    @classmethod
+    def bias_change(cls, layer: LayerState, config: Mapping[str, Any]) -> Tensor | None:
+        """b' - b of shape (out,) for methods with `factors`; None where the layer's bias is left alone."""
+        return None
+
+    @classmethod
+    def layer_config(cls, layer: LayerState, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`config` as it holds for one layer, which may have fewer tensors than others."""
+        return dict(config)
+
     def with_rank(self, rank: int, alpha: float | None) -> Method:
         """The same method at another rank and alpha."""
         return dataclasses.replace(self, rank=rank, alpha=alpha)

@@ -100,6 +100,14 @@ class LoRA(Method):
             down = torch.cat([down, tensors["A0"]], layer.stacked)
         return layer.scale * up.flatten(1 + layer.stacked), down.flatten(1 + layer.stacked)
 
+    @classmethod
+    def bias_change(cls, layer: LayerState, config: Mapping[str, Any]) -> Tensor | None:
+        return layer.scale * layer.tensors["bias"] if "bias" in layer.tensors else None
+
+    @classmethod
+    def layer_config(cls, layer: LayerState, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config, "bias": "bias" in layer.tensors, "shifted": "A0" in layer.tensors}
+
 
 class LoRAAdapter(Adapter):
     """A and B for one weight."""

@@ -44,12 +44,22 @@ def save(
         FileFormatError: the format cannot hold this adapter. Nothing is written.
         UsageError: `dtype` is too coarse for an adapter.
     """
-    if dtype is not None and not (dtype.is_floating_point and dtype.itemsize > 1):
-        raise UsageError(f"an adapter is kept in float32, float16 or bfloat16, not in {dtype}")
     state = adapter.state()
     if component is not None:
         state = _as_component(state, component)
     state.metadata.update(metadata or {})
+    return write(state, path, format=format, dtype=dtype)
+
+
+def write(
+    state: AdapterState, path: str | Path, *, format: str = "peft", dtype: torch.dtype | None = None
+) -> Path:
+    """Write an adapter from memory to `path`, as `save` does for one on a model; returns the path.
+
+    Raises: as `save`.
+    """
+    if dtype is not None and not (dtype.is_floating_point and dtype.itemsize > 1):
+        raise UsageError(f"an adapter is kept in float32, float16 or bfloat16, not in {dtype}")
     if dtype is not None:
         state = in_precision(state, dtype)
     registry.get("format", format).write(state, Path(path))
@@ -160,7 +170,8 @@ def _wanted(state: AdapterState) -> Iterator[tuple[str, Method, Mapping[str, Ten
     """(path, method, tensors) of everything in the state."""
     method, full = registry.get("method", state.method), registry.get("method", "full")
     for path, layer in state.layers.items():
-        yield path, method(rank=layer.rank, alpha=layer.alpha, **state.config), layer.tensors
+        config = method.layer_config(layer, state.config)
+        yield path, method(rank=layer.rank, alpha=layer.alpha, **config), layer.tensors
     for name, parameter in state.full.items():
         path = name.removesuffix(".weight")
         yield path, full(rows=parameter.rows), {"value": parameter.value}
