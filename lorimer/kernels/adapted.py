@@ -229,8 +229,14 @@ def _adapted_layer_backward(ctx: Any, g: Tensor) -> Gradients:
 def _magnitude_gradient(
     call: Call, g: Tensor, y: Tensor, bias: Tensor | None, gain: Tensor, norm: Tensor
 ) -> Tensor:
-    """dm (out,) = sum over positions of g · (y - b) / (c · norm); 0 for a row without a direction."""
+    """dm (out,) = sum over positions of g · (y - b) / (c · norm); 0 for a row without a direction.
+
+    Beside a bias nothing is left of z where c is at the edge of y's precision. There the gradient is 0: noise
+    divided by next to nothing would be worse.
+    """
+    known = norm > 0
     total = call.layer.sum_of_products(g, y).to(gain.dtype)
     if bias is not None:
         total = total - bias * call.layer.bias_gradient(g)
-    return torch.where(norm > 0, total / (gain * norm), 0.0)
+        known = known & (gain.abs() > torch.finfo(y.dtype).eps ** 0.5)
+    return torch.where(known, total / (gain * norm), 0.0)

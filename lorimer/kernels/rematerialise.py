@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 _DEPTH = 3  # products of products that are looked through
+_unknown = object()  # the hook of a slot that does not tell, in other versions of torch
 _MOST_FULL = 2  # operands of the input's size: one product of that size in the backward pass
 
 
@@ -81,7 +82,12 @@ def saved_tensor_hooks() -> Literal["none", "transparent", "real"]:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     if hooks is None:
         return "none"
-    return "transparent" if getattr(hooks[0], "transparent", False) else "real"
+    return "transparent" if is_transparent(hooks[0]) else "real"
+
+
+def is_transparent(hook: object) -> bool:
+    """Whether a hook has declared that it gives back what it was given."""
+    return getattr(hook, "transparent", False) is True
 
 
 def _operands(node: Any, depth: int) -> list[Tensor] | None:
@@ -101,7 +107,8 @@ def _operands(node: Any, depth: int) -> list[Tensor] | None:
 
 def _kept(saved: Any) -> Tensor | None:
     """The tensor that autograd keeps in a slot; None where it is empty, behind a hook, or changed since."""
-    if getattr(saved, "unpack_hook", None) is not None:
+    hook = getattr(saved, "unpack_hook", _unknown)
+    if hook is not None and not is_transparent(hook):
         return None
     try:
         tensor = saved.unpack()

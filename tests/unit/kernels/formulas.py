@@ -1,4 +1,4 @@
-"""The kernels' truth: their formulas in ordinary differentiable operations, and the cases they are held on."""
+"""The kernels' truth: their formulas in ordinary differentiable operations, and the cases to hold them on."""
 
 from __future__ import annotations
 
