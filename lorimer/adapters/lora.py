@@ -14,16 +14,17 @@ of `rank` filters and B in that of a 1 x 1 convolution, which are the shapes oth
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter, LowRankUpdate, Method, WeightSpec, training_only
-from lorimer.adapters._starts import STARTS, fill
+from lorimer.adapters._starts import DATA_STARTS, STARTS, fill
 from lorimer.errors import UsageError, suggest
 from lorimer.kernels.low_rank import low_rank_product
 
@@ -50,8 +51,8 @@ class LoRA(Method):
     additive: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "A": {"peft": "lora_A.weight", "kohya": "lora_down.weight"},
-        "B": {"peft": "lora_B.weight", "kohya": "lora_up.weight"},
+        "A": {"peft": "lora_A.weight", "peft-embedding": "lora_embedding_A", "kohya": "lora_down.weight"},
+        "B": {"peft": "lora_B.weight", "peft-embedding": "lora_embedding_B", "kohya": "lora_up.weight"},
         "bias": {"peft": "lora_B.bias"},
         "A0": {},
         "B0": {},
@@ -60,6 +61,8 @@ class LoRA(Method):
     fast_tensors: ClassVar[frozenset[str]] = frozenset({"B"})
     rank_axes: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1, "A0": 0, "B0": 1}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "LORA"}
+
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset({"lora_bias"})
 
     bias: bool = False
     dropout: float = training_only(0.0)
@@ -71,6 +74,11 @@ class LoRA(Method):
         super().__post_init__()
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+        if self.start in DATA_STARTS:
+            raise UsageError(
+                f"start {self.start!r} looks at data: attach with another start, then call "
+                f"lorimer.initialise(adapter, {self.start!r}, batches)"
+            )
         if self.start not in STARTS:
             known = ", ".join(STARTS)
             raise UsageError(
@@ -92,13 +100,24 @@ class LoRA(Method):
         return {name: True for name, tensor in (("bias", "bias"), ("shifted", "A0")) if tensor in every}
 
     @classmethod
+    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"lora_bias": True} if config.get("bias") else {}
+
+    @classmethod
+    def to_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        """Other programs know no start to count from; the same update is plain LoRA of rank 2r, exactly."""
+        tensors = dict(layer.tensors)
+        if "A0" not in tensors:
+            return layer
+        tensors["A"] = torch.cat([tensors["A"], tensors.pop("A0")], layer.stacked)
+        tensors["B"] = torch.cat([tensors["B"], -tensors.pop("B0")], 1 + layer.stacked)
+        return replace(layer, tensors=tensors, rank=2 * layer.rank, alpha=2 * layer.alpha)
+
+    @classmethod
     def factors(cls, layer: LayerState, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        tensors = layer.tensors
-        up, down = tensors["B"], tensors["A"]
-        if "A0" in tensors:  # rank 2r, exactly
-            up = torch.cat([up, -tensors["B0"]], 1 + layer.stacked)
-            down = torch.cat([down, tensors["A0"]], layer.stacked)
-        return layer.scale * up.flatten(1 + layer.stacked), down.flatten(1 + layer.stacked)
+        plain = cls.to_dialect(layer, "")
+        up, down = (plain.tensors[name].flatten(1 + layer.stacked) for name in ("B", "A"))
+        return layer.scale * up, down
 
     @classmethod
     def bias_change(cls, layer: LayerState, config: Mapping[str, Any]) -> Tensor | None:
@@ -143,6 +162,24 @@ class LoRAAdapter(Adapter):
         if self.A0 is not None and self.B0 is not None:
             self.A0.copy_(self.A)
             self.B0.copy_(self.B)
+
+    @torch.no_grad()
+    def begin(self, A: Tensor, B: Tensor, *, shifted: bool) -> None:
+        """Begin anew at A (rank, in) and B (out, rank), or stacks of them, maybe of another rank, with the scale
+        that there was; `shifted`: the update counts from there. The parameters stay the same objects, so an
+        optimiser that was made before trains them all the same."""
+        rank = A.shape[self.stacked]
+        alpha = self.method.scaled_alpha * (rank / self.method.rank)
+        self.method = dataclasses.replace(
+            self.method, rank=rank, alpha=alpha, rslora=False, start="kaiming", shifted=shifted
+        )
+        self.scale = self.method.scale
+        stack = self.A.shape[: self.stacked]
+        self.A.data = A.to(self.A).reshape(*stack, rank, *self.A.shape[1 + self.stacked :]).clone()
+        self.B.data = B.to(self.B).reshape(*stack, -1, rank, *self.B.shape[2 + self.stacked :]).clone()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.A0, self.B0 = (self.A.detach().clone(), self.B.detach().clone()) if shifted else (None, None)
 
     def adapt(self, weight: Tensor) -> Tensor:
         change = self._product(self.A, self.B)
