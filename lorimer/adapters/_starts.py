@@ -116,13 +116,16 @@ def _gaussian(A: Tensor, B: Tensor, weight: Callable[[], Tensor], scale: float) 
 
 
 def _orthogonal(A: Tensor, B: Tensor, weight: Callable[[], Tensor], scale: float) -> None:
-    """With Q (rank, rank) orthogonal, A = Q[even]^T · N and B = N' · Q[odd]: since Q[odd] · Q[even]^T = 0, so is
-    B·A, up to rounding. N and N' are normal with deviation 0.1."""
-    kind = {"dtype": torch.promote_types(A.dtype, torch.float32), "device": A.device}
-    Q, _ = torch.linalg.qr(torch.randn(len(A), len(A), **kind))
+    """A = Q[even]^T · N and B = N' · Q[odd] with Q (rank, rank) orthogonal, so that B·A = 0 up to rounding. N and
+    N' are normal with deviation 0.1."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.promote_types(A.dtype, torch.float32), device=A.device)
+
+    Q, _ = torch.linalg.qr(normal(len(A), len(A)))
     even, odd = Q[0::2], Q[1::2]
-    A.copy_(even.T @ torch.randn(len(even), A.shape[1], **kind) / 10)
-    B.copy_(torch.randn(len(B), len(odd), **kind) @ odd / 10)
+    A.copy_(even.T @ normal(len(even), A.shape[1]) / 10)
+    B.copy_(normal(len(B), len(odd)) @ odd / 10)
 
 
 def _pissa(A: Tensor, B: Tensor, weight: Callable[[], Tensor], scale: float) -> None:

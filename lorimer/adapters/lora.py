@@ -14,7 +14,6 @@ of `rank` filters and B in that of a 1 x 1 convolution, which are the shapes oth
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -165,12 +164,12 @@ class LoRAAdapter(Adapter):
 
     @torch.no_grad()
     def begin(self, A: Tensor, B: Tensor, *, shifted: bool) -> None:
-        """Begin anew at A (rank, in) and B (out, rank), or stacks of them, maybe of another rank, with the scale
+        """Begin anew at A (rank, in) and B (out, rank), or stacks of them, maybe of another rank, at the scale
         that there was; `shifted`: the update counts from there. The parameters stay the same objects, so an
         optimiser that was made before trains them all the same."""
         rank = A.shape[self.stacked]
         alpha = self.method.scaled_alpha * (rank / self.method.rank)
-        self.method = dataclasses.replace(
+        self.method = replace(
             self.method, rank=rank, alpha=alpha, rslora=False, start="kaiming", shifted=shifted
         )
         self.scale = self.method.scale
