@@ -162,10 +162,10 @@ def largest_difference(left: Tensor, right: Tensor) -> float:
     return float(f"{(left - right).abs().max().item() / scale:.2g}")
 
 
-def require_agreement(name: str, difference: float, tolerance: float = 1e-3) -> None:
+def require_agreement(name: str, difference: float, tolerance: float = 1e-4) -> None:
     """Stop where two contenders do not compute the same: their seconds would compare nothing.
 
-    A lost scale or a missing adapter is off by far more than 1e-3, float32 in another order by far less.
+    A lost scale or a missing adapter is off by far more than 1e-4, float32 in another order by far less.
     """
     if not difference <= tolerance:
         raise SystemExit(

@@ -19,7 +19,7 @@ class Work:
         name: what its results are called.
         model: the frozen base, in training mode.
         input: what the model's first layer sees; the floor asks for its gradient.
-        loss: (model, input) -> the loss.
+        loss: (model, input) -> the loss, in the precision of the input.
         rank: of the adapters.
         targets, peft_targets: the layers to adapt, as lorimer and as PEFT are told.
     """
@@ -106,7 +106,7 @@ def _unet(
         name=name,
         model=model,
         input=torch.randn(batch, 4, 32, 32),
-        loss=lambda model, x: F.mse_loss(model(x, timesteps, encoded_text).sample, noise),
+        loss=lambda model, x: F.mse_loss(model(x, timesteps, encoded_text.to(x)).sample, noise.to(x)),
         rank=rank,
         targets=targets,
         peft_targets=targets,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
 import lorimer
@@ -116,7 +116,7 @@ def contenders(work: Work, variants: Sequence[str], only: str | None = None) -> 
         except (TypeError, UsageError) as error:  # no such argument, no such method
             print(f"lorimer {name}: left out: {error}", file=sys.stderr)
             continue
-        models[f"lorimer {name}"] = with_lorimer(work, method, dict(peer.named_parameters()))
+        models[f"lorimer {name}"] = with_lorimer(work, method, peer)
     return models
 
 
@@ -133,25 +133,26 @@ def with_peft(work: Work, variant: Variant) -> nn.Module:
     return peer
 
 
-def with_lorimer(work: Work, method: Method, peft_parameters: Mapping[str, Tensor]) -> nn.Module:
+def with_lorimer(work: Work, method: Method, peer: nn.Module) -> nn.Module:
     """lorimer's adapter with PEFT's numbers; the layers must be the same ones.
 
     Raises:
-        SystemExit: PEFT adapts other layers.
+        SystemExit: they are not.
     """
     model: nn.Module = measure.shared_copy(work.model)
-    adapter = lorimer.attach(model, method, work.targets)
-    remaining = {
-        name.removeprefix("base_model.model.").replace(".default", ""): parameter
-        for name, parameter in peft_parameters.items()
-        if ".lora_" in name
+    theirs = {
+        key.removeprefix("base_model.model."): tensor
+        for key, tensor in get_peft_model_state_dict(peer, save_embedding_layers=False).items()
     }
-    for path, layer in adapter.layers.items():
-        for tensor, parameter in layer.named_parameters():
-            theirs = remaining.pop(f"{path}.{layer.method.tensors[tensor]['peft']}")
-            parameter.data.copy_(theirs.data.view_as(parameter))
-    if remaining:
-        raise SystemExit(f"PEFT adapts {len(remaining)} tensors that lorimer does not, e.g. {min(remaining)}")
+    ours = {
+        f"{path}.{layer.method.tensors[name]['peft']}": parameter
+        for path, layer in lorimer.attach(model, method, work.targets).layers.items()
+        for name, parameter in layer.named_parameters()
+    }
+    if theirs.keys() != ours.keys():
+        raise SystemExit(f"lorimer and PEFT adapt different tensors, e.g. {min(theirs.keys() ^ ours.keys())}")
+    for key, parameter in ours.items():
+        parameter.data.copy_(theirs[key].view_as(parameter))
     return model
 
 
@@ -166,20 +167,24 @@ def step(work: Work, model: nn.Module) -> None:
 
 
 def agree(work: Work, variant: str, models: Mapping[str, nn.Module]) -> float:
-    """How far the gradients of the input by lorimer and by PEFT lie apart, without dropout.
-
-    A gradient of the input has passed through every layer forward and backward.
-    """
-    gradients = []
-    for program in ("peft", "lorimer"):
-        model, x = models[f"{program} {variant}"].eval(), work.input.detach().requires_grad_()
-        work.loss(model, x).backward()
-        model.train().zero_grad(set_to_none=True)
-        assert x.grad is not None
-        gradients.append(x.grad)
-    difference = measure.largest_difference(*gradients)
+    """How far lorimer's and PEFT's gradient of the input, which has passed through every layer forward and
+    backward, lie apart without dropout."""
+    theirs, ours = (
+        exact_input_gradient(work, models[f"{program} {variant}"]) for program in ("peft", "lorimer")
+    )
+    difference = measure.largest_difference(theirs, ours)
     measure.require_agreement(variant, difference)
     return difference
+
+
+def exact_input_gradient(work: Work, model: nn.Module) -> Tensor:
+    """In float64, as in float32 rounding alone switches some ReLUs of a deep network on or off, with a whole
+    gradient behind each. The model is left to the bit as it was: float32 fits into float64."""
+    x = work.input.double().detach().requires_grad_()
+    work.loss(model.double().eval(), x).backward()
+    model.float().train().zero_grad(set_to_none=True)
+    assert x.grad is not None
+    return x.grad
 
 
 def peak_in_own_process(name: str, options: argparse.Namespace) -> int:

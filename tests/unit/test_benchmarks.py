@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -87,8 +88,21 @@ def test_contenders_that_disagree_are_not_measured(work: _works.Work) -> None:
 def test_the_picture_models_are_the_same_work_for_both(build: Any, shape: dict[str, Any]) -> None:
     work = build(**shape)
     models = step.contenders(work, ["lora"])
-    assert step.agree(work, "lora", models) < 1e-4
+    assert step.agree(work, "lora", models) < 1e-6
     assert step.compare(work, ["lora"], {"flops"}, rounds=1)["contenders"]["lorimer lora"]["flops"] > 0
+
+
+def test_comparing_leaves_the_models_as_they_were(work: _works.Work) -> None:
+    models = step.contenders(work, ["lora", "dora"])
+    before = {name: copy.deepcopy(model.state_dict()) for name, model in models.items()}
+    modes = {name: model.training for name, model in models.items()}
+    step.compare(work, ["lora"], {"saved_bytes"}, rounds=1)
+    for variant in ("lora", "dora"):
+        step.agree(work, variant, models)
+    for name, model in models.items():
+        after = model.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before[name].items())
+        assert model.training is modes[name]
 
 
 def test_contenders_share_the_frozen_weights(work: _works.Work) -> None:
