@@ -10,7 +10,8 @@ from torch import nn
 from lorimer import registry
 from lorimer.adapters._base import Adapter, Method
 from lorimer.attachment.attached import AttachedAdapter, require_live
-from lorimer.attachment.targets import Targets, first_match, require_matches, select, select_full
+from lorimer.attachment.survey import Survey, survey
+from lorimer.attachment.targets import Targets, as_targets, by_pattern, select, select_full
 from lorimer.errors import StateError, TargetError, UsageError
 from lorimer.layers.host import Site, base_parameters, make_host, sites, take_off
 
@@ -53,16 +54,15 @@ def attach(
         StateError: the name is taken, or adapters are merged into the model.
         UsageError: the method's config is impossible for a layer. In every case the model is untouched.
     """
-    selected = select(model, targets, exclude)
-    ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
-    require_matches(selected, [*ranks, *alphas])
+    found = survey(model)
+    selected = select(found, targets, exclude)
+    ranks = by_pattern(found, selected, rank_pattern or {})
+    alphas = by_pattern(found, selected, alpha_pattern or {})
     planned: dict[str, tuple[Site, Adapter]] = {}
     for path, site in selected.items():
-        rank_key, alpha_key = first_match(site, list(ranks)), first_match(site, list(alphas))
-        rank = method.rank if rank_key is None else ranks[rank_key]
-        alpha = method.alpha if alpha_key is None else alphas[alpha_key]
-        planned[path] = (site, _started(method.with_rank(rank, alpha), site, dtype))
-    for path, site, rows in _in_full(model, full):
+        own = method.with_rank(ranks.get(path, method.rank), alphas.get(path, method.alpha))
+        planned[path] = (site, _started(own, site, dtype))
+    for path, site, rows in _in_full(found, full):
         if path in planned:
             raise TargetError(f"{path!r} is both among the targets and trained in full; exclude it from one")
         planned[path] = (site, _started(registry.get("method", "full")(rows=rows), site, dtype))
@@ -134,11 +134,14 @@ def _started(method: Method, site: Site, dtype: torch.dtype | None) -> Adapter:
     """An adapter at its start."""
     adapter = build_at(method, site, dtype)
     geometry = site.geometry(site.layer, site.parameter)
-    adapter.start(lambda: geometry.weight.detach() if method.replaces else geometry.matrix())
+    try:
+        adapter.start(lambda: geometry.weight.detach() if method.replaces else geometry.matrix())
+    except UsageError as error:
+        raise UsageError(f"{site.path!r}: {error}") from error
     return adapter
 
 
-def _in_full(model: nn.Module, full: FullTargets) -> list[tuple[str, Site, tuple[int, ...] | None]]:
+def _in_full(model: Survey, full: FullTargets) -> list[tuple[str, Site, tuple[int, ...] | None]]:
     """(path, site, rows) of what is trained in full."""
     if isinstance(full, Mapping):
         return [
@@ -146,7 +149,8 @@ def _in_full(model: nn.Module, full: FullTargets) -> list[tuple[str, Site, tuple
             for target, rows in full.items()
             for path, site in select_full(model, target).items()
         ]
-    return [(path, site, None) for path, site in select_full(model, full).items()] if full else []
+    wanted = as_targets(full)
+    return [(path, site, None) for path, site in select_full(model, wanted).items()]
 
 
 def _freeze(model: nn.Module) -> None:

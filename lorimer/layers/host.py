@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter
 from lorimer.layers.geometry import Geometry
+from lorimer.layers.recurrent import read_flat_weights, restore_flat_weights, write_flat_weights
 from lorimer.layers.slots import AdapterSlots, LayerSlots, fold, fold_bias
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Site:
     @property
     def full_name(self) -> str:
         """The parameter's own name in the model: "fc.weight"."""
-        return f"{self.path}.weight" if self.parameter == "weight" else self.path
+        return f"{self.path}.weight".lstrip(".") if self.parameter == "weight" else self.path
 
 
 def site_path(path: str, parameter: str) -> str:
@@ -226,6 +227,7 @@ def _unmake_host(layer: nn.Module) -> None:
     assert isinstance(layer, Host)
     del layer._modules[SLOTS]
     layer.__class__ = layer.adapted_class  # type: ignore[assignment]
+    restore_flat_weights(layer)
 
 
 def _read_parameters(slots: LayerSlots) -> tuple[str, ...]:
@@ -256,6 +258,8 @@ def _host_class(cls: type[nn.Module], read_parameters: tuple[str, ...]) -> Any:
             "__module__": __name__,
         }
         members.update({name: _read_property(name) for name in read_parameters})
+        if issubclass(cls, nn.RNNBase):
+            members["_flat_weights"] = property(read_flat_weights, write_flat_weights)
         kind = ReadHost if read_parameters else CalledHost
         _host_classes[key] = type(f"Adapted{cls.__name__}", (kind, cls), members)
     return _host_classes[key]

@@ -11,11 +11,20 @@ from torch import Tensor
 from lorimer.layers.geometry import Geometry
 
 
-class VectorGeometry(Geometry):
+class ReadGeometry(Geometry):
+    """A parameter that is read. No bias belongs to it: who reads it decides what is added to what."""
+
+    called = False
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
+
+
+class VectorGeometry(ReadGeometry):
     """A parameter (n,), as a matrix of one column."""
 
     kind = "vector"
-    called = False
 
     def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (1,), ()
@@ -24,36 +33,42 @@ class VectorGeometry(Geometry):
         return weight.unsqueeze(1)
 
 
-class MatrixGeometry(Geometry):
+class MatrixGeometry(ReadGeometry):
     """A parameter (out, in) such as a packed projection's."""
-
-    called = False
 
     def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (self.weight.shape[1],), ()
 
 
-class OtherGeometry(Geometry):
+class StackGeometry(ReadGeometry):
+    """A parameter (stack, out, in), e.g. the weights of a layer's experts."""
+
+    kind = "stack"
+
+    def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.to_matrix(self.weight).shape[2],), ()
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class TransposedStackGeometry(StackGeometry):
+    """A parameter (stack, in, out), as GPT-OSS keeps its experts."""
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return weight.transpose(1, 2)
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        return matrix.transpose(1, 2)
+
+
+class OtherGeometry(ReadGeometry):
     """A parameter of any other shape, which can only be trained in full."""
 
     kind = "other"
-    called = False
 
     def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (), ()
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         return weight.reshape(1, -1)
-
-
-class StackGeometry(Geometry):
-    """A parameter (stack, out, in), e.g. the weights of a layer's experts."""
-
-    kind = "stack"
-    called = False
-
-    def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (self.weight.shape[2],), ()
-
-    def to_matrix(self, weight: Tensor) -> Tensor:
-        return weight

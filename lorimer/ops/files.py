@@ -14,7 +14,7 @@ from lorimer.adapters._base import Adapter, Method
 from lorimer.adapters._state import AdapterState
 from lorimer.attachment.attach import build_at, install
 from lorimer.attachment.attached import AttachedAdapter
-from lorimer.attachment.targets import adaptable_view, every_site
+from lorimer.attachment.survey import survey
 from lorimer.errors import FileFormatError, LorimerError, UsageError, suggest
 from lorimer.formats._base import Format
 from lorimer.formats.safe_io import read_safetensors_header
@@ -135,8 +135,8 @@ def attach_state(
     model: nn.Module, state: AdapterState, *, name: str = "default", source: str = "adapter"
 ) -> AttachedAdapter:
     """Attach an adapter from memory; see `load`."""
-    present = every_site(model)
-    modules = adaptable_view(model)
+    found = survey(model)
+    present, modules = found.sites, found.modules
     absent = [component for component in state.components if component not in modules]
     if absent:
         raise FileFormatError(

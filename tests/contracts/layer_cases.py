@@ -67,8 +67,13 @@ class LayerCase:
         return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in self.input_shapes)
 
     def run(self, model: nn.Module, dtype: torch.dtype) -> Tensor:
-        """The model's output on those inputs."""
-        output: Tensor = model(*self.inputs(dtype))
+        """The model's output on those inputs.
+
+        Inputs want gradients, as torch picks other kernels (attention, GRU), a few bits apart, where nothing
+        does; whether parameters are frozen then makes no difference.
+        """
+        inputs = self.inputs(dtype)
+        output: Tensor = model(*(x.requires_grad_(x.is_floating_point()) for x in inputs))
         return output
 
 

@@ -9,8 +9,15 @@ from torch import nn
 
 import lorimer
 from lorimer import LoRA
-from lorimer.attachment.targets import select
+from lorimer.attachment.survey import survey
+from lorimer.attachment.targets import Targets, by_pattern
+from lorimer.attachment.targets import select as select_in
 from lorimer.errors import TargetError
+from tests.contracts.layer_cases import Experts
+
+
+def select(model: nn.Module, targets: Targets, exclude: Targets = ()) -> dict[str, object]:
+    return dict(select_in(survey(model), targets, exclude))
 
 
 class SelfAttention(nn.Module):
@@ -83,8 +90,12 @@ def test_exclusions_take_away() -> None:
         ("type:Conv3", (), "Did you mean 'Conv2d'"),
         (nn.Bilinear, (), "Types present: .*Conv2d"),
         ("re:(", (), "no valid regular expression"),
-        ("norm_q", (), "LayerNorm.*Linear"),
-        ("head", "to_x", "matches no module"),
+        ("norm_q", (), "is a vector, which the method 'lora' cannot adapt; exclude it or train it in full"),
+        ("attentions.0", (), "is a SelfAttention; layers that can be adapted: Linear"),
+        ("head", "to_x", "exclude: target 'to_x' matches nothing"),
+        (3, (), "a list of them, not 3"),
+        ([3], (), "a module class, not 3"),
+        ([LoRA], (), "a module class, not <class"),
         ("head", "head", "leave nothing to adapt"),
         ([], (), "leave nothing to adapt"),
     ],
@@ -96,19 +107,35 @@ def test_wrong_targets_are_refused_with_a_hint(targets, exclude, message) -> Non
     assert not lorimer.attached(model)
 
 
-def test_a_layer_that_is_never_called_is_refused_and_left_out_of_presets() -> None:
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "head": nn.Linear(4, 2)})
-    assert list(select(model, "all-linear")) == ["head"]
-    with pytest.raises(TargetError, match="would do nothing"):
-        select(model, "out_proj")
+def test_a_module_stands_for_the_weights_that_it_reads_by_itself() -> None:
+    model = nn.ModuleDict(
+        {
+            "attention": nn.MultiheadAttention(4, 2),
+            "lstm": nn.LSTM(4, 4),
+            "experts": Experts(),
+            "prelu": nn.PReLU(4),
+        }
+    )
+    attention = ["attention.in_proj_weight", "attention.out_proj"]
+    experts = ["experts.up_proj", "experts.down_proj"]
+    assert list(select(model, "attention")) == attention
+    assert list(select(model, "all-linear")) == attention
+    assert list(select(model, "attention.out_proj")) == attention[1:]
+    assert list(select(model, "in_proj_weight")) == attention[:1]
+    assert list(select(model, nn.LSTM)) == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+    assert list(select(model, "experts")) == experts
+    assert list(select(model, "all-linear-experts")) == attention + experts
+    assert list(select(model, "prelu")) == ["prelu"]
 
 
 def test_tied_weights_are_refused_and_left_out_of_presets() -> None:
     model = nn.ModuleDict({"embed": nn.Embedding(5, 4), "fc": nn.Linear(4, 4), "head": nn.Linear(4, 5)})
     model["head"].weight = model["embed"].weight
     assert list(select(model, "all-linear")) == ["fc"]
-    with pytest.raises(TargetError, match="shares its weight with 'embed'"):
+    with pytest.raises(TargetError, match=r"shares its weight with 'embed'.*tied='together'.*tied='apart'"):
         select(model, "head")
+    with pytest.raises(TargetError, match=r"'head\.weight' shares its weight with 'embed'"):
+        lorimer.attach(model, LoRA(), "fc", full="head")
 
 
 def test_ranks_and_alphas_by_pattern() -> None:
@@ -127,6 +154,19 @@ def test_ranks_and_alphas_by_pattern() -> None:
     assert rows["down.time_proj"] == (4, 4.0)
     with pytest.raises(TargetError, match="to_z"):
         lorimer.attach(network(), LoRA(), "all-linear", rank_pattern={"to_z": 2})
+    with pytest.raises(TargetError, match="'resnet' names nothing that is adapted"):
+        lorimer.attach(network(), LoRA(), "all-linear", rank_pattern={"resnet": 2})
+
+
+def test_a_pattern_holds_for_what_it_names_and_all_inside() -> None:
+    model = survey(network())
+    paths = select_in(model, "all-linear")
+    found = by_pattern(model, paths, {"up.time_proj": 1, "up": 2, "attention": 3})
+    assert found == {
+        path: 1 if path == "up.time_proj" else 2 if path.startswith("up.") else 3
+        for path in paths
+        if path.startswith("up.") or "attentions" in path
+    }
 
 
 def test_a_second_adapter_does_not_target_the_first() -> None:
@@ -141,6 +181,7 @@ def test_a_second_adapter_does_not_target_the_first() -> None:
     [
         (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "computes its weight"),
         (nn.LazyLinear(4), "no weight yet"),
+        (nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
     ],
 )
 def test_a_weight_that_cannot_be_adapted_is_refused_by_name_and_left_out_of_presets(layer, reason) -> None:
