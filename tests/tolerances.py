@@ -42,3 +42,10 @@ INT8_ROUNDING = 1e-5
 # Their root mean square error over 3,200 entries against the one that evenly spread rounding errors make:
 # entries of a row share its roundings, so the mean itself scatters by a few per cent.
 INT8_EXPECTED = 0.05
+
+# An update taken apart and put together again (QR, singular values) in float64, against the dense sum.
+SAME_ALGEBRA = 1e-9
+
+# What a randomised SVD with twice the directions and four iterations leaves out, over what the best part of
+# that rank must leave out; 4e-4 on a spectrum that falls like k^-0.7.
+NEARLY_BEST = 2e-3
