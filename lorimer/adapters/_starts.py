@@ -116,8 +116,8 @@ def _gaussian(A: Tensor, B: Tensor, weight: Callable[[], Tensor], scale: float) 
 
 
 def _orthogonal(A: Tensor, B: Tensor, weight: Callable[[], Tensor], scale: float) -> None:
-    """A = Q[even]^T · N and B = N' · Q[odd] with Q (rank, rank) orthogonal, so that B·A = 0 up to rounding. N and
-    N' are normal with deviation 0.1."""
+    """A = Q[even]^T · N and B = N' · Q[odd] with Q (rank, rank) orthogonal, so that B·A = 0 up to rounding. N
+    and N' are normal with deviation 0.1."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.promote_types(A.dtype, torch.float32), device=A.device)

@@ -164,9 +164,9 @@ class LoRAAdapter(Adapter):
 
     @torch.no_grad()
     def begin(self, A: Tensor, B: Tensor, *, shifted: bool) -> None:
-        """Begin anew at A (rank, in) and B (out, rank), or stacks of them, maybe of another rank, at the scale
-        that there was; `shifted`: the update counts from there. The parameters stay the same objects, so an
-        optimiser that was made before trains them all the same."""
+        """Begin anew at A (rank, in) and B (out, rank), or stacks of them, perhaps of another rank, at the
+        scale that there was; `shifted`: the update counts from there. The parameters stay the same objects,
+        so an optimiser that was made before trains them all the same."""
         rank = A.shape[self.stacked]
         alpha = self.method.scaled_alpha * (rank / self.method.rank)
         self.method = replace(
