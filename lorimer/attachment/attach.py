@@ -127,7 +127,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         for each in attached if name is None else {name}:
             take_off(site, each)
     if not sites(model):
-        _thaw(model)
+        thaw(model)
 
 
 def _started(method: Method, site: Site, dtype: torch.dtype | None) -> Adapter:
@@ -162,7 +162,8 @@ def _freeze(model: nn.Module) -> None:
             frozen.append(name)
 
 
-def _thaw(model: nn.Module) -> None:
+def thaw(model: nn.Module) -> None:
+    """Give back what attaching froze."""
     for part in model.modules():  # adapters may have been attached to a part first
         for name in part.__dict__.pop(_FROZEN, []):
             part.get_parameter(name).requires_grad_(True)

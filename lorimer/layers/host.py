@@ -116,6 +116,18 @@ def folded_parameter(layer: Any, parameter: str) -> Tensor:
     return fold(geometry.weight, slots.live(), geometry)
 
 
+def folded(layer: Any) -> dict[str, Tensor]:
+    """Every parameter of an adapted layer that its live adapters change, with them folded in."""
+    slots: LayerSlots = layer.lorimer
+    if not isinstance(layer, CalledHost):
+        return {name: folded_parameter(layer, name) for name in layer.read_parameters if slots.live(name)}
+    weight, bias = folded_parameters(layer)
+    found = {"weight": weight} if slots.live("weight") else {}
+    if bias is not None and bias is not layer._parameters["bias"]:
+        found["bias"] = bias
+    return found
+
+
 @dataclass(frozen=True)
 class Site:
     """A parameter that is or may be adapted.
@@ -174,6 +186,11 @@ def make_host(site: Site) -> AdapterSlots:
     return own
 
 
+def put_below_host(layer: nn.Module, cls: type[nn.Module]) -> None:
+    """Give a layer another class of its own, under its adapters where it has some."""
+    layer.__class__ = _host_class(cls, layer.read_parameters) if isinstance(layer, Host) else cls
+
+
 def take_off(site: Site, name: str) -> None:
     """Remove an adapter from a site; with its last adapter the layer gets its own class back."""
     slots = slots_of(site.layer)
@@ -213,6 +230,11 @@ def stash_host(layer: nn.Module) -> None:
     slots = slots_of(layer)
     _unmake_host(layer)
     layer.__dict__[_STASH] = slots
+
+
+def forget_stash(layer: nn.Module) -> None:
+    """Drop the slots of a merged layer for good."""
+    del layer.__dict__[_STASH]
 
 
 def unstash_host(layer: nn.Module) -> None:

@@ -1,32 +1,47 @@
 """Merging live adapters into the weights, and taking them out again, bit for bit.
 
-Merging never subtracts: the original weight is kept aside and copied back.
+Merging never subtracts: a merged parameter is given other memory, and the old is kept aside.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from lorimer.attachment.attach import detach
+import torch
+from torch import Tensor, nn
+
+from lorimer.attachment.attach import thaw
 from lorimer.attachment.attached import require_live
 from lorimer.errors import LorimerError, StateError
-from lorimer.layers.host import (
-    Host,
-    Site,
-    folded_parameter,
-    sites,
-    slots_of,
-    stash_host,
-    unstash_host,
-)
+from lorimer.layers.host import Host, Site, folded, forget_stash, sites, slots_of, stash_host, unstash_host
+from lorimer.layers.slots import LayerSlots
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What merging did.
+
+    Attributes:
+        merged: names of the parameters that changed, as in the model's state dict.
+        notes: what was done beyond that, for a person to read: a tied layer that got a weight of its own, a
+            quantised one that is plain now.
+    """
+
+    merged: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"{len(self.merged)} parameters merged", *self.notes])
 
 
 @torch.no_grad()
-def merge(model: nn.Module, *, keep_original: bool = True) -> None:
+def merge(model: nn.Module, *, keep_original: bool = True) -> MergeReport:
     """Fold all live adapters, at their strengths, into the weights; the forward pass is plain again.
 
-    Afterwards the model has no trace of lorimer in its modules' classes, parameters or state dict.
+    Afterwards the model has no trace of lorimer in its modules' classes, parameters or state dict. A weight
+    that several layers share stays shared where the same adapters act on all of them; otherwise each
+    adapted layer gets one of its own. A quantised layer becomes a plain one in its compute type.
 
     Args:
         keep_original: keep the original weights of adapted layers aside so that `unmerge` can restore
@@ -42,22 +57,25 @@ def merge(model: nn.Module, *, keep_original: bool = True) -> None:
     if not present:
         raise StateError("no adapter is attached to this model; there is nothing to merge")
     for site in present.values():
-        _check_mergeable(site)
-    layers = {id(site.layer): site.layer for site in present.values()}
-    for layer in layers.values():
-        slots = slots_of(layer)
-        assert slots is not None
-        merged = {name: folded_parameter(layer, name) for name in _changed(layer)}
-        for name, value in merged.items():
-            parameter = layer._parameters[name]
-            assert parameter is not None
-            if keep_original:
-                slots.originals[name] = parameter.detach().clone()
-            parameter.copy_(value)
-        if keep_original:
-            stash_host(layer)
+        _require_mergeable(site)
+    changes: Iterable[_Change] = _changes(model, present)
+    if keep_original:
+        changes = list(changes)  # all are seen to be finite before the first is written
+    else:
+        for _ in _changes(model, present):  # likewise, and folded again, rather than hold every weight twice
+            pass
+    merged, notes = [], []
+    for change in changes:
+        change.write(keep_original)
+        merged.append(change.name)
+        notes += change.notes()
+    for layer in {id(site.layer): site.layer for site in present.values()}.values():
+        stash_host(layer)
+        if not keep_original:
+            forget_stash(layer)
     if not keep_original:
-        detach(model)
+        thaw(model)
+    return MergeReport(tuple(merged), tuple(notes))
 
 
 @torch.no_grad()
@@ -73,29 +91,121 @@ def unmerge(model: nn.Module) -> None:
     for layer in merged:
         slots = slots_of(layer)
         assert slots is not None
-        for name, value in slots.originals.items():
-            layer._parameters[name].copy_(value)  # type: ignore[union-attr]
+        for name, original in slots.originals.items():
+            _restore(layer, name, original)
         slots.originals = {}
         unstash_host(layer)
 
 
-def _changed(layer: nn.Module) -> list[str]:
-    """The parameters of a layer that its adapters may change: a weight's adapter may change the bias too."""
+@dataclass(frozen=True)
+class _Change:
+    """A parameter and what it becomes.
+
+    Attributes:
+        name: its name in the model.
+        sharers: names of the same parameter in layers that do not change likewise.
+    """
+
+    name: str
+    layer: nn.Module
+    parameter: str
+    value: Tensor
+    sharers: tuple[str, ...]
+
+    def write(self, keep_original: bool) -> None:
+        """Put the value in place and the original aside."""
+        slots, old = slots_of(self.layer), self.layer._parameters[self.parameter]
+        assert slots is not None and old is not None
+        if keep_original:
+            slots.originals[self.parameter] = old if self.sharers else old.data
+        value = _laid_out_as(old, self.value, slots)
+        if self.sharers:
+            self.layer._parameters[self.parameter] = nn.Parameter(value, requires_grad=False)
+        else:
+            old.data = value
+
+    def notes(self) -> list[str]:
+        """What a person should know of it."""
+        if not self.sharers:
+            return []
+        return [f"{self.name} was the same as {', '.join(self.sharers)}; it is a weight of its own now"]
+
+
+def _restore(layer: nn.Module, parameter: str, original: Tensor) -> None:
+    """The inverse of `_Change.write`, in whatever place and precision the model is by now."""
+    if isinstance(original, nn.Parameter):
+        layer._parameters[parameter] = original
+    else:
+        merged = layer._parameters[parameter]
+        assert merged is not None
+        merged.data = original.to(merged.device, merged.dtype)
+
+
+def _changes(model: nn.Module, present: dict[str, Site]) -> Iterator[_Change]:
+    """What merging changes, one parameter after the other; one that layers share comes once where the same
+    adapters act on all of them.
+
+    Raises:
+        LorimerError: a value holds NaN or infinity.
+    """
+    users = _users(model)
+    written: set[int] = set()
+    for layer in {id(site.layer): site.layer for site in present.values()}.values():
+        for parameter, value in folded(layer).items():
+            shared = id(layer._parameters[parameter])
+            name = next(user.name for user in users[shared] if user.layer is layer)
+            if not torch.isfinite(value).all():
+                raise LorimerError(
+                    f"{name}: merging would write NaN or infinity; the model is left as it was"
+                )
+            acting = _acting(layer, parameter)
+            others = [user for user in users[shared] if user.layer is not layer]
+            unlike = tuple(user.name for user in others if _acting(user.layer, user.parameter) != acting)
+            if unlike or shared not in written:
+                yield _Change(name, layer, parameter, value, unlike)
+            written.add(shared)
+
+
+@dataclass(frozen=True)
+class _User:
+    """A layer that has a parameter."""
+
+    name: str
+    layer: nn.Module
+    parameter: str
+
+
+def _users(model: nn.Module) -> dict[int, list[_User]]:
+    """Parameter's identity -> all that have it."""
+    users: dict[int, list[_User]] = {}
+    for path, layer in model.named_modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None:
+                users.setdefault(id(parameter), []).append(_User(f"{path}.{name}".lstrip("."), layer, name))
+    return users
+
+
+def _acting(layer: nn.Module, parameter: str) -> list[tuple[int, float]]:
+    """What acts on a parameter: (identity of an adapter, its strength) in order of activation."""
     slots = slots_of(layer)
-    assert slots is not None
-    names = list(slots.parameters_slots())
-    beside = ["bias"] if names == ["weight"] and layer._parameters.get("bias") is not None else []
-    return names + beside
+    live = [] if slots is None else slots.live(parameter)
+    return [(id(adapter), strength) for adapter, strength in live]
 
 
-def _check_mergeable(site: Site) -> None:
+def _laid_out_as(like: Tensor, value: Tensor, slots: LayerSlots) -> Tensor:
+    """`value` in memory of its own, ordered as `like`."""
+    is_adapters = any(
+        torch._C._is_alias_of(value, parameter)  # type: ignore[attr-defined]
+        for parameter in slots.parameters()
+    )
+    if not is_adapters and value.stride() == like.stride():
+        return value
+    return torch.empty_like(like).copy_(value)
+
+
+def _require_mergeable(site: Site) -> None:
     for name in site.slots.active:
         if not site.slots[name].method.mergeable:
             raise LorimerError(
                 f"{site.path}: a {site.slots[name].method.name} adapter ({name!r}) cannot be merged"
-            )
-    for name in _changed(site.layer):
-        if not torch.isfinite(folded_parameter(site.layer, name)).all():
-            raise LorimerError(
-                f"{site.path}: merging would write NaN or infinity; the model is left as it was"
             )

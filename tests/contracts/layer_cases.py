@@ -25,7 +25,7 @@ class OneLayer(nn.Module):
         return output if isinstance(output, Tensor) else output[0]
 
 
-@dataclass(frozen=True)
+@dataclass(dtypes=_NOT_FLOAT32)
 class LayerCase:
     """A layer to adapt.
 
@@ -39,7 +39,8 @@ class LayerCase:
         called: the layer's forward is called (Linear, Conv, ...), so `Geometry.apply` and quick paths hold;
             otherwise parameters are read by whoever owns them, and there may be several sites.
         not_compiled: why torch cannot compile the bare layer without graph breaks; "" where it can.
-        dtypes: those that torch runs the bare layer in on the CPU.
+        dtypes: those that torch runs the bare layer in on the CPU, the same to the bit whether or not its
+            parameters are frozen.
     """
 
     name: str
@@ -69,8 +70,7 @@ class LayerCase:
     def run(self, model: nn.Module, dtype: torch.dtype) -> Tensor:
         """The model's output on those inputs.
 
-        Inputs want gradients, as torch picks other kernels (attention, GRU), a few bits apart, where nothing
-        does; whether parameters are frozen then makes no difference.
+        They want gradients, as torch may pick another kernel, a few bits apart, where nothing does.
         """
         inputs = self.inputs(dtype)
         output: Tensor = model(*(x.requires_grad_(x.is_floating_point()) for x in inputs))
@@ -138,6 +138,7 @@ def normalised(layer: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return make
 
 
+_NOT_FLOAT32 = (torch.float64, torch.bfloat16, torch.float16)  # where oneDNN serves frozen weights alone
 _RNN = "torch compiles no RNN unless torch._dynamo.config.allow_rnn is set"
 
 LAYERS = [
@@ -192,7 +193,11 @@ LAYERS = [
     LayerCase("conv3d-transposed", lambda: nn.ConvTranspose3d(3, 2, 2, stride=2), ((1, 3, 2, 2, 2),)),
     LayerCase("attention-packed", attention(), ((5, 2, 8),) * 3, called=False),
     LayerCase(
-        "attention-batch-first", attention(batch_first=True, bias=True), ((2, 5, 8),) * 3, called=False
+        "attention-batch-first",
+        attention(batch_first=True, bias=True),
+        ((2, 5, 8),) * 3,
+        called=False,
+        dtypes=_NOT_FLOAT32,
     ),
     LayerCase(
         "attention-separate",
@@ -215,7 +220,14 @@ LAYERS = [
         not_compiled=_RNN,
         dtypes=(torch.float64,),  # in others torch warns that oneDNN has no such thing
     ),
-    LayerCase("gru", lambda: nn.GRU(5, 4, batch_first=True), ((2, 4, 5),), called=False, not_compiled=_RNN),
+    LayerCase(
+        "gru",
+        lambda: nn.GRU(5, 4, batch_first=True),
+        ((2, 4, 5),),
+        called=False,
+        dtypes=_NOT_FLOAT32,
+        not_compiled=_RNN,
+    ),
     LayerCase("rnn", lambda: nn.RNN(5, 4, bias=False), ((4, 2, 5),), called=False, not_compiled=_RNN),
     LayerCase("experts", Experts, ((4, 6),), kind="stack", called=False),
     LayerCase(
