@@ -25,7 +25,7 @@ class OneLayer(nn.Module):
         return output if isinstance(output, Tensor) else output[0]
 
 
-@dataclass(dtypes=_NOT_FLOAT32)
+@dataclass(frozen=True)
 class LayerCase:
     """A layer to adapt.
 
