@@ -12,6 +12,7 @@ import gc
 import importlib.metadata
 import json
 import platform
+import re
 import statistics
 import time
 import weakref
@@ -189,10 +190,11 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {psutil.cpu_count(logical=False)} cores, {torch.backends.cpu.get_cpu_capability()}"
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    named = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    name = named[1] if named else platform.processor() or platform.machine()
+    instructions = torch.backends.cpu.get_cpu_capability() + (" and AMX" if "amx_tile" in text else "")
+    return f"{name}, {psutil.cpu_count(logical=False)} cores, {instructions}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -30,7 +30,6 @@ from benchmarks.speed import _measure as measure
 from benchmarks.speed._works import WORKS, Work
 from lorimer import LoRA, registry
 from lorimer.adapters._base import Method
-from lorimer.errors import UsageError
 
 FLOOR = "floor"
 FIGURES = ("seconds", "flops", "saved_bytes", "peak_bytes")
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with torch.device(options.device):
         work = WORKS[options.work](**({"layers": options.layers} if options.layers else {}))
         if options.peak_of:
-            model = contenders(work, options.variants, only=options.peak_of)[options.peak_of]
+            model = contender(work, options.peak_of)
             print(measure.count_peak_bytes(partial(step, work, model)))
             return
         result = compare(work, options.variants, set(options.figures), options.rounds)
@@ -69,10 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compare(work: Work, variants: Sequence[str], figures: set[str], rounds: int) -> dict[str, Any]:
     """Every figure but the peak, which wants a process for each contender."""
-    models = contenders(work, variants)
-    agreement = {
-        variant: agree(work, variant, models) for variant in variants if f"lorimer {variant}" in models
-    }
+    names = [FLOOR, *(f"{program} {variant}" for variant in variants for program in ("peft", "lorimer"))]
+    models = {name: contender(work, name) for name in names}
+    agreement = {variant: agree(work, variant, models) for variant in variants}
     measured: dict[str, dict[str, Any]] = {name: {} for name in models}
     over_peft: dict[str, Any] = {}
     for name, model in models.items():
@@ -86,7 +84,7 @@ def compare(work: Work, variants: Sequence[str], figures: set[str], rounds: int)
         for name in models:
             measured[name]["seconds"] = measure.median(seconds[name])
             measured[name]["over_floor"] = measure.ratio(seconds[name], seconds[FLOOR])
-        for variant in agreement:
+        for variant in variants:
             over_peft[variant] = measure.ratio(seconds[f"lorimer {variant}"], seconds[f"peft {variant}"])
     return {
         "benchmark": f"step-{work.name}",
@@ -98,35 +96,22 @@ def compare(work: Work, variants: Sequence[str], figures: set[str], rounds: int)
     }
 
 
-def contenders(work: Work, variants: Sequence[str], only: str | None = None) -> dict[str, nn.Module]:
-    """The floor, and each variant by PEFT and by lorimer with the same factors, on shared frozen weights.
-
-    A method that this lorimer does not have is left out, and a line says so.
-    """
-    models: dict[str, nn.Module] = {FLOOR: work.model}
-    for name in variants:
-        if only and not only.endswith(f" {name}"):
-            continue
-        variant = VARIANTS[name]
-        peer = with_peft(work, variant)
-        if only != f"lorimer {name}":
-            models[f"peft {name}"] = peer
-        try:
-            method = variant.method(work.rank)
-        except (TypeError, UsageError) as error:  # no such argument, no such method
-            print(f"lorimer {name}: left out: {error}", file=sys.stderr)
-            continue
-        models[f"lorimer {name}"] = with_lorimer(work, method, peer)
-    return models
+def contender(work: Work, name: str) -> nn.Module:
+    """The floor, or "peft VARIANT" or "lorimer VARIANT" with the same factors; on shared frozen weights."""
+    if name == FLOOR:
+        return work.model
+    program, variant = name.split()
+    peer = with_peft(work, VARIANTS[variant])
+    return peer if program == "peft" else with_lorimer(work, VARIANTS[variant].method(work.rank), peer)
 
 
 def with_peft(work: Work, variant: Variant) -> nn.Module:
-    """PEFT's adapter with factors as after some training: B is not zero."""
+    """PEFT's adapter with factors as after some training, the same ones each time: B is not zero."""
     config = LoraConfig(
         r=work.rank, lora_alpha=work.rank, target_modules=work.peft_targets, **dict(variant.peft)
     )
-    peer = get_peft_model(measure.shared_copy(work.model), config)
     torch.manual_seed(1)
+    peer = get_peft_model(measure.shared_copy(work.model), config)
     for name, parameter in peer.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)

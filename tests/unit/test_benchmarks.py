@@ -39,6 +39,11 @@ def work() -> _works.Work:
     return _works.llama(1, batch=2, tokens=4, **TINY_LLAMA)
 
 
+def contenders(work: _works.Work, *variants: str) -> dict[str, nn.Module]:
+    names = ["floor", *(f"{program} {variant}" for variant in variants for program in ("peft", "lorimer"))]
+    return {name: step.contender(work, name) for name in names}
+
+
 def test_a_step_is_measured_and_agrees_with_peft(
     work: _works.Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,18 +51,19 @@ def test_a_step_is_measured_and_agrees_with_peft(
     figures = ["seconds", "flops", "saved_bytes"]
     step.main(["llama", "--rounds", "1", "--results", str(tmp_path), "--figures", *figures])
     result = json.loads((tmp_path / "step-llama-1.json").read_text(encoding="utf-8"))
-    contenders = result["contenders"]
-    assert {"floor", "peft lora", "lorimer lora", "peft dropout", "peft dora"} <= contenders.keys()
-    assert all(contender.keys() >= set(figures) for contender in contenders.values())
-    assert contenders["floor"]["over_floor"]["median"] == 1
-    assert contenders["floor"]["flops"] < contenders["peft lora"]["flops"]
-    assert contenders["peft lora"]["saved_bytes"] < contenders["peft dropout"]["saved_bytes"]
-    assert result["agreement"]["lora"] < 1e-5
-    assert all(name in page.section(result) for name in [*contenders, result["hardware"]])
+    measured = result["contenders"]
+    programs = [f"{program} {variant}" for variant in step.VARIANTS for program in ("peft", "lorimer")]
+    assert list(measured) == ["floor", *programs]
+    assert all(contender.keys() >= set(figures) for contender in measured.values())
+    assert measured["floor"]["over_floor"]["median"] == 1
+    assert measured["floor"]["flops"] < measured["peft lora"]["flops"]
+    assert measured["peft lora"]["saved_bytes"] < measured["peft dropout"]["saved_bytes"]
+    assert max(result["agreement"].values()) < 1e-6
+    assert all(name in page.section(result) for name in [*measured, result["hardware"]])
 
 
 def test_contenders_that_disagree_are_not_measured(work: _works.Work) -> None:
-    models = step.contenders(work, ["lora"])
+    models = contenders(work, "lora")
     lorimer.attached(models["lorimer lora"])["default"].strength = 0.5
     with pytest.raises(SystemExit, match="differ"):
         step.agree(work, "lora", models)
@@ -87,13 +93,13 @@ def test_contenders_that_disagree_are_not_measured(work: _works.Work) -> None:
 )
 def test_the_picture_models_are_the_same_work_for_both(build: Any, shape: dict[str, Any]) -> None:
     work = build(**shape)
-    models = step.contenders(work, ["lora"])
+    models = contenders(work, "lora")
     assert step.agree(work, "lora", models) < 1e-6
     assert step.compare(work, ["lora"], {"flops"}, rounds=1)["contenders"]["lorimer lora"]["flops"] > 0
 
 
 def test_comparing_leaves_the_models_as_they_were(work: _works.Work) -> None:
-    models = step.contenders(work, ["lora", "dora"])
+    models = contenders(work, "lora", "dora")
     before = {name: copy.deepcopy(model.state_dict()) for name, model in models.items()}
     modes = {name: model.training for name, model in models.items()}
     step.compare(work, ["lora"], {"saved_bytes"}, rounds=1)
@@ -106,7 +112,7 @@ def test_comparing_leaves_the_models_as_they_were(work: _works.Work) -> None:
 
 
 def test_contenders_share_the_frozen_weights(work: _works.Work) -> None:
-    models = step.contenders(work, ["lora"])
+    models = contenders(work, "lora")
     own = {parameter.data_ptr() for parameter in work.model.parameters()}
     for model in models.values():
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
