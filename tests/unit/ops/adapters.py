@@ -20,7 +20,7 @@ def network(dtype: torch.dtype = torch.float64) -> nn.Module:
     torch.manual_seed(0)
     return nn.ModuleDict(
         {
-            "linear": nn.Linear(7, 9),
+            "linear": nn.Linear(12, 9),
             "conv": nn.Conv2d(4, 6, 3),
             "grouped": nn.Conv2d(4, 6, 3, groups=2),
             "transposed": nn.ConvTranspose2d(4, 6, 3),
