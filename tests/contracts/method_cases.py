@@ -17,18 +17,16 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora+bias": ("lora", {"bias": True}),
     "lora+rslora": ("lora", {"rslora": True}),
     **{f"lora+{start}": ("lora", {"start": start}) for start in STARTS if start != "kaiming"},
-    "lora-fa+bias": ("lora-fa", {"bias": True}),
     "loha+factored": ("loha", {"rank": 1}),
     "loha+tucker": ("loha", {"tucker": True}),
     "lokr+decomposed": ("lokr", {"rank": 1, "decompose_both": True}),
     "lokr+full": ("lokr", {"full_matrix": True, "factor": 3}),
     "lokr+tucker": ("lokr", {"rank": 1, "factor": 2, "tucker": True}),
-    "vera+seed": ("vera", {"seed": 7}),
     "ia3+input": ("ia3", {"on": "input"}),
     "oft": ("oft", {"block_size": 3}),
-    "oft+pairs": ("oft", {"block_size": 2}),
-    "oft+series": ("oft", {"block_size": 4, "neumann_terms": 5}),
-    **{f"dora+{name}": ("dora", {"direction": name}) for name in ("loha", "lokr", "lora-fa", "miss", "vera")},
+    "oft+series": ("oft", {"block_size": 2, "neumann_terms": 5}),
+    "dora+lokr": ("dora", {"direction": "lokr"}),
+    "dora+miss": ("dora", {"direction": "miss"}),
 }
 
 

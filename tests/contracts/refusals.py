@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from lorimer.adapters._base import Method
+from lorimer.attachment.targets import select
 from tests.contracts.layer_cases import LayerCase
 
 _NO_BIAS = {"linear-square-no-bias", "conv-5x3-stride", "conv2d-transposed-groups"}
@@ -18,9 +21,28 @@ def _has_no_bias(case: LayerCase) -> bool:
     return case.name in _NO_BIAS or not case.called or case.name.startswith("embedding")
 
 
+def _has_groups(case: LayerCase) -> bool:
+    return getattr(case.make(), "groups", 1) != 1
+
+
+def _is_not_cut_by(block_size: int) -> Callable[[LayerCase], bool]:
+    """Whether an adapted matrix's columns do not divide into blocks of that size."""
+
+    def refuses(case: LayerCase) -> bool:
+        model = case.model(torch.float32)
+        chosen = select(model, case.targets).values()
+        specs = [site.geometry(site.layer, site.parameter).spec() for site in chosen]
+        return any(spec.matrix_shape[1] % block_size for spec in specs)
+
+    return refuses
+
+
 # Label of the method -> whether it refuses a layer, and why.
 _REFUSES: dict[str, Callable[[LayerCase], bool]] = {
     "lora+bias": _has_no_bias,  # nothing to train
+    "ia3+input": _has_groups,  # an input is no column of the weight
+    "oft": _is_not_cut_by(3),
+    "oft+series": _is_not_cut_by(2),
 }
 
 
