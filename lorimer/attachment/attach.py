@@ -9,7 +9,7 @@ from torch import nn
 
 from lorimer import registry
 from lorimer.adapters._base import Adapter, Method
-from lorimer.attachment.attached import AttachedAdapter, require_live
+from lorimer.attachment.attached import AttachedAdapter, live_sites
 from lorimer.attachment.survey import Survey, survey
 from lorimer.attachment.targets import Targets, as_targets, by_pattern, select, select_full
 from lorimer.errors import StateError, TargetError, UsageError
@@ -95,7 +95,7 @@ def install(model: nn.Module, planned: Mapping[str, tuple[Site, Adapter]], name:
     """
     if not name or "." in name:
         raise UsageError(f"an adapter's name must be non-empty and without a dot, not {name!r}")
-    require_live(model)
+    live_sites(model)
     if any(name in site.slots.names() for site in sites(model).values()):
         raise StateError(f"an adapter called {name!r} is attached already; choose another name or detach it")
     added: list[Site] = []
@@ -118,7 +118,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         TargetError: no adapter of that name is attached.
         StateError: adapters are merged; unmerge first.
     """
-    require_live(model)
+    live_sites(model)
     present = sites(model)
     attached = {other for site in present.values() for other in site.slots.names()}
     if name is not None and name not in attached:

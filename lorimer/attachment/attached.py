@@ -1,18 +1,17 @@
-"""`AttachedAdapter`: the handle of one adapter on one model, and the switches for all of them."""
+"""`AttachedAdapter`: the handle of one adapter on one model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter
 from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.attachment.report import Report, report_on
-from lorimer.errors import StateError, TargetError
+from lorimer.attachment.schedule import finite
+from lorimer.errors import StateError
 from lorimer.layers.host import Host, Site, sites
-from lorimer.layers.slots import AdapterSlots
 
 
 class AttachedAdapter:
@@ -64,14 +63,16 @@ class AttachedAdapter:
 
     @property
     def strength(self) -> float:
-        """Factor on the whole update; 1 is as trained, 0 is the base model to the bit."""
+        """Factor on the whole update; 1 is as trained, 0 is the base model to the bit. Where layers differ
+        (see `lorimer.strength`), that of the first."""
         return next(iter(self._sites().values())).slots.strengths[self.name]
 
     @strength.setter
     def strength(self, value: float) -> None:
-        require_live(self.model)
+        value = finite(value)
+        live_sites(self.model)
         for site in self._sites().values():
-            site.slots.strengths[self.name] = float(value)
+            site.slots.strengths[self.name] = value
 
     def report(self) -> Report:
         """What is attached where, how many parameters of how many, how large the file will be."""
@@ -102,10 +103,12 @@ class AttachedAdapter:
 
 
 def _layer_state(site: Site, adapter: Adapter) -> LayerState:
-    spec = site.geometry(site.layer, site.parameter).spec()
+    geometry = site.geometry(site.layer, site.parameter)
+    spec = geometry.spec()
     tensors = {name: value.detach().cpu().clone() for name, value in adapter.state_dict().items()}
     method = adapter.method
-    return LayerState(tensors, method.rank, method.scaled_alpha, spec.groups, len(spec.stack))
+    kind = geometry.file_kind()
+    return LayerState(tensors, method.rank, method.scaled_alpha, spec.groups, len(spec.stack), kind)
 
 
 def _parameter_state(adapter: Adapter) -> ParameterState:
@@ -115,74 +118,17 @@ def _parameter_state(adapter: Adapter) -> ParameterState:
 
 def attached(model: nn.Module) -> dict[str, AttachedAdapter]:
     """Every adapter on the model, by name, in order of attachment."""
-    names = dict.fromkeys(name for slots in _every_slots(model) for name in slots.names())
+    names = dict.fromkeys(name for site in sites(model).values() for name in site.slots.names())
     return {name: AttachedAdapter(model, name) for name in names}
 
 
-@contextmanager
-def enabled(model: nn.Module, *names: str) -> Iterator[None]:
-    """Within this context just the adapters `names` are live, in that order; afterwards as before.
+def live_sites(model: nn.Module) -> dict[str, Site]:
+    """Path -> site of every adapted parameter.
 
     Raises:
-        TargetError: no adapter of that name is attached.
-        StateError: adapters are merged.
+        StateError: adapters are merged into the model's weights.
     """
-    require_live(model)
-    unknown = [name for name in names if name not in attached(model)]
-    if unknown:
-        raise TargetError(f"no adapter called {unknown[0]!r} is attached; attached: {list(attached(model))}")
-    before = [(slots, slots.active) for slots in _every_slots(model)]
-    try:
-        for slots, _ in before:
-            slots.active = [name for name in dict.fromkeys(names) if name in slots.names()]
-        yield
-    finally:
-        for slots, active in before:
-            slots.active = [name for name in active if name in slots.names()]
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is the base model, to the bit; afterwards as before.
-
-    Raises:
-        StateError: adapters are merged.
-    """
-    with enabled(model):
-        yield
-
-
-@contextmanager
-def strength(model: nn.Module, value: float | Mapping[str, float]) -> Iterator[None]:
-    """Within this context adapters act at `value` times their update (one number for all, or a mapping
-    from name to number); afterwards as before. For good: `adapter.strength = value`.
-
-    Raises:
-        TargetError: no adapter of that name is attached.
-        StateError: adapters are merged.
-    """
-    require_live(model)
-    adapters = attached(model)
-    wanted = dict(value) if isinstance(value, Mapping) else dict.fromkeys(adapters, value)
-    for name in wanted:
-        if name not in adapters:
-            raise TargetError(f"no adapter called {name!r} is attached; attached: {list(adapters)}")
-    before = {name: adapters[name].strength for name in wanted}
-    try:
-        for name, number in wanted.items():
-            adapters[name].strength = number
-        yield
-    finally:
-        for slots in _every_slots(model):  # whatever was merged or detached meanwhile
-            slots.strengths.update({name: before[name] for name in slots.names() if name in before})
-
-
-def require_live(model: nn.Module) -> None:
-    """Raise `StateError` where adapters are merged into the model's weights."""
-    for site in sites(model).values():
-        if not isinstance(site.layer, Host):
-            raise StateError("adapters are merged into this model; call lorimer.unmerge(model) first")
-
-
-def _every_slots(model: nn.Module) -> list[AdapterSlots]:
-    return [site.slots for site in sites(model).values()]
+    found = sites(model)
+    if not all(isinstance(site.layer, Host) for site in found.values()):
+        raise StateError("adapters are merged into this model; call lorimer.unmerge(model) first")
+    return found

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lorimer.adapters._base import Adapter
 from lorimer.layers.geometry import Geometry
 from lorimer.layers.recurrent import read_flat_weights, restore_flat_weights, write_flat_weights
-from lorimer.layers.slots import AdapterSlots, LayerSlots, fold, fold_bias
+from lorimer.layers.rows import Rows, mixed_output
+from lorimer.layers.slots import AdapterSlots, LayerSlots, Live, fold, fold_bias
 
 if TYPE_CHECKING:
     _Layer = nn.Module  # a host is always mixed into a layer's class
@@ -55,17 +55,10 @@ class CalledHost(Host):
     """A layer whose forward is called."""
 
     def forward(self, input: Tensor, **options: Any) -> Tensor:  # named as in torch, for keyword callers
-        weight_live, bias_live = self.lorimer.live("weight"), self.lorimer.live("bias")
-        if not weight_live and not bias_live:
-            output: Tensor = super().forward(input, **options)
-            return output  # exactly the base layer
-        base = self.lorimer.parameters_slots()["weight"].geometry(self)
-        if not options and not bias_live:
-            quick = _quick_output(input, weight_live, base)
-            if quick is not None:
-                return quick
-        weight, bias = folded_parameters(self)
-        return base.apply(weight, bias, input, **options)
+        slots = self.lorimer
+        if slots.rows is not None:
+            return _mixed_output(self, slots.rows, input, options)
+        return _output(self, input, slots.live("weight"), slots.live("bias"), options)
 
 
 class ReadHost(Host):
@@ -81,7 +74,33 @@ class ReadHost(Host):
             slots.folded = {}
 
 
-def _quick_output(x: Tensor, live: list[tuple[Adapter, float]], base: Geometry) -> Tensor | None:
+def _output(layer: Any, x: Tensor, weight_live: Live, bias_live: Live, options: dict[str, Any]) -> Tensor:
+    """A called layer's output under these adapters of its weight and of its bias."""
+    if not weight_live and not bias_live:
+        output: Tensor = layer.adapted_class.forward(layer, x, **options)
+        return output  # exactly the base layer
+    base = layer.lorimer.parameters_slots()["weight"].geometry(layer)
+    if not options and not bias_live:
+        quick = _quick_output(x, weight_live, base)
+        if quick is not None:
+            return quick
+    return base.apply(*_folded_parameters(layer, weight_live, bias_live), x, **options)
+
+
+def _mixed_output(layer: Any, rows: Rows, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """A called layer's output for a batch whose rows name their adapters."""
+    slots: LayerSlots = layer.lorimer
+    base = slots.parameters_slots()["weight"].geometry(layer)
+
+    def run(some: Tensor, name: str | None) -> Tensor:
+        return _output(layer, some, slots.alone("weight", name), slots.alone("bias", name), options)
+
+    acting = {name: one for name in rows.members for one in slots.alone("weight", name) if name is not None}
+    at_once = not options and not any(slots.alone("bias", name) for name in rows.members)
+    return mixed_output(rows, x, acting, base, run, at_once)
+
+
+def _quick_output(x: Tensor, live: Live, base: Geometry) -> Tensor | None:
     """The layer's output by its adapters' quick paths; None where there is none to their combination."""
     (first, strength), *others = live
     if others and not all(adapter.method.additive for adapter, _ in live):
@@ -95,14 +114,17 @@ def _quick_output(x: Tensor, live: list[tuple[Adapter, float]], base: Geometry) 
 
 def folded_parameters(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a called layer with every live adapter folded in."""
+    return _folded_parameters(layer, layer.lorimer.live("weight"), layer.lorimer.live("bias"))
+
+
+def _folded_parameters(layer: Any, weight_live: Live, bias_live: Live) -> tuple[Tensor, Tensor | None]:
     slots = layer.lorimer.parameters_slots()
     weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
-    live = layer.lorimer.live("weight")
-    if live:
+    if weight_live:
         base = slots["weight"].geometry(layer)
-        weight, bias = fold(base.weight, live, base), fold_bias(bias, live)
-    if bias is not None and layer.lorimer.live("bias"):
-        bias = fold(bias, layer.lorimer.live("bias"), slots["bias"].geometry(layer, "bias"))
+        weight, bias = fold(base.weight, weight_live, base), fold_bias(bias, weight_live)
+    if bias is not None and bias_live:
+        bias = fold(bias, bias_live, slots["bias"].geometry(layer, "bias"))
     return weight, bias
 
 
@@ -161,10 +183,26 @@ def site_path(path: str, parameter: str) -> str:
     return path if parameter == "weight" else f"{path}.{parameter}".lstrip(".")
 
 
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of everything in the model that lorimer did not add, in the order of `named_modules`."""
+    seen: set[nn.Module] = set()
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield path, module
+        prefix = f"{path}." if path else ""
+        for name, part in reversed(module._modules.items()):
+            if part is not None and not isinstance(part, LayerSlots):
+                waiting.append((prefix + name, part))
+
+
 def sites(model: nn.Module) -> dict[str, Site]:
     """Path -> site of every adapted parameter, merged ones included, in the model's order."""
     found: dict[str, Site] = {}
-    for path, layer in model.named_modules():
+    for path, layer in own_modules(model):
         slots = slots_of(layer)
         for parameter, own in slots.parameters_slots().items() if slots is not None else ():
             site = Site(site_path(path, parameter), layer, parameter, own.geometry)
@@ -209,14 +247,13 @@ def take_off(site: Site, name: str) -> None:
 
 
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """(name, parameter) of everything in the model that belongs to no adapter."""
-    ours = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, LayerSlots)
-        for parameter in module.parameters()
-    }
-    return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in ours)
+    """(name, parameter) of everything in the model that belongs to no adapter; a shared one comes once."""
+    seen: set[nn.Parameter] = set()
+    for path, module in own_modules(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in seen:
+                seen.add(parameter)
+                yield (f"{path}.{name}" if path else name), parameter
 
 
 def slots_of(layer: nn.Module) -> LayerSlots | None:

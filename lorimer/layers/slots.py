@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter
 from lorimer.layers.geometry import Geometry
+from lorimer.layers.rows import Rows
 
+Live = list[tuple[Adapter, float]]  # adapters and their strengths
 _PREFIX = "adapter_"  # so that an adapter may be called "weight" or "forward"
 
 
@@ -52,7 +54,7 @@ class AdapterSlots(nn.Module):
         assert isinstance(adapter, Adapter)
         return adapter
 
-    def live(self) -> list[tuple[Adapter, float]]:
+    def live(self) -> Live:
         """Active adapters that have an effect, with their strengths, in order of activation."""
         return [(self[name], self.strengths[name]) for name in self.active if self.strengths[name] != 0.0]
 
@@ -62,21 +64,22 @@ class LayerSlots(nn.Module):
 
     Attributes:
         folded: within a forward of a layer that reads its parameters, their adapted values.
-        rows: in a mixed batch, for each row the name of its adapter or None; else None.
+        rows: in a mixed batch, which adapter each row has; else None.
         originals: the parameters' own values while adapters are merged into them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.folded: dict[str, Tensor] = {}
-        self.rows: list[str | None] | None = None
+        self.rows: Rows | None = None
         self.originals: dict[str, Tensor] = {}
 
     @property
     def _forward_pre_hooks(self) -> dict[int, Any]:
         """What keeps `nn.TransformerEncoderLayer` from reading its layers' weights without calling them, as
         it does in evaluation: it does not where a module within has a hook. Slots are never called."""
-        return {0: None} if any(slots.live() for slots in self.parameters_slots().values()) else {}
+        acting = self.rows is not None or any(slots.live() for slots in self.parameters_slots().values())
+        return {0: None} if acting else {}
 
     @_forward_pre_hooks.setter
     def _forward_pre_hooks(self, hooks: object) -> None:
@@ -94,13 +97,20 @@ class LayerSlots(nn.Module):
         """Parameter name -> its slots."""
         return self._modules  # type: ignore[return-value]
 
-    def live(self, parameter: str) -> list[tuple[Adapter, float]]:
+    def live(self, parameter: str) -> Live:
         """The live adapters of a parameter; none where it is not adapted."""
         slots = self._modules.get(parameter)
         return slots.live() if isinstance(slots, AdapterSlots) else []
 
+    def alone(self, parameter: str, name: str | None) -> Live:
+        """What acts on a parameter where the adapter `name` acts alone, be it active or not."""
+        slots = self._modules.get(parameter)
+        if name is None or not isinstance(slots, AdapterSlots) or not slots.strengths.get(name):
+            return []
+        return [(slots[name], slots.strengths[name])]
 
-def fold(value: Tensor, live: list[tuple[Adapter, float]], geometry: Geometry) -> Tensor:
+
+def fold(value: Tensor, live: Live, geometry: Geometry) -> Tensor:
     """A parameter's value with adapters folded in, in its own shape and type.
 
     W0 -> a1.adapt -> a2.adapt in order of activation; strength moves along the line from W to a(W).
@@ -117,7 +127,7 @@ def fold(value: Tensor, live: list[tuple[Adapter, float]], geometry: Geometry) -
     return value.to(own)
 
 
-def fold_bias(bias: Tensor | None, live: list[tuple[Adapter, float]]) -> Tensor | None:
+def fold_bias(bias: Tensor | None, live: Live) -> Tensor | None:
     """The same for a layer's bias under the adapters of its weight."""
     folded = bias
     for adapter, strength in live:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorimer import registry
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.attachment.attach import build_at
-from lorimer.attachment.attached import require_live
+from lorimer.attachment.attached import live_sites
 from lorimer.attachment.survey import survey
 from lorimer.errors import LorimerError, TargetError, UsageError, suggest
 from lorimer.layers.host import Site
@@ -104,12 +104,13 @@ class Derived:
     Attributes:
         state: the adapter; `lorimer.write` saves it, `lorimer.attach_state` puts it onto a model.
         layers: path -> what became of that layer.
-        left_out: parameter -> relative size of a difference that the adapter does not carry.
+        left_out: parameter -> relative size of a difference that the adapter does not carry; None where it
+            is one of shapes.
     """
 
     state: AdapterState
     layers: dict[str, LayerChange]
-    left_out: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def error(self) -> float:
@@ -137,8 +138,8 @@ class Derived:
             ]
         if self.left_out:
             lines.append(f"left out: {len(self.left_out)} parameters that differ")
-            largest = sorted(self.left_out.items(), key=lambda item: -item[1])[:5]
-            lines += [f"  {size:.3g}  {name}" for name, size in largest]
+            largest = sorted(((size or math.inf, name) for name, size in self.left_out.items()), reverse=True)
+            lines += [f"  {size:.3g}  {name}" for size, name in largest[:5]]
         return lines
 
     def __str__(self) -> str:
@@ -158,7 +159,7 @@ def updates_of(
         LorimerError: the adapter holds NaN or infinity, or cannot be merged at all.
     """
     if model is not None:
-        require_live(model)
+        live_sites(model)
     sites = {} if model is None else survey(model).sites
     for path, layer in state.layers.items():
         require_finite(path, layer.tensors)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from lorimer.adapters._base import Adapter
 from lorimer.adapters._starts import put
 from lorimer.adapters.lora import LoRAAdapter
-from lorimer.attachment.attached import AttachedAdapter, disabled
+from lorimer.attachment.attached import AttachedAdapter
+from lorimer.attachment.switches import disabled
 from lorimer.errors import UsageError, suggest
 from lorimer.layers.host import sites
 from lorimer.ops.data_starts import STARTS, DataStart, Factors, Forward, Place, Run
@@ -64,9 +65,6 @@ def initialise(
     with disabled(adapter.model), _evaluating(adapter.model):
         places = _places(adapter, start)
         found = start.factors(places, Run(adapter.model, batches, forward, rows))
-    for path, factors in found.items():
-        if places[path].wrapped and factors.rank not in (None, places[path].rank):
-            raise UsageError(f"{path!r}: ranks can change in plain LoRA alone; set rho = 1")
     for path, factors in found.items():
         _begin(places[path], factors, start.shifts)
 

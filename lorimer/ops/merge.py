@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lorimer.attachment.attach import thaw
-from lorimer.attachment.attached import require_live
+from lorimer.attachment.attached import live_sites
 from lorimer.errors import LorimerError, StateError
-from lorimer.layers.host import Host, Site, folded, forget_stash, sites, slots_of, stash_host, unstash_host
+from lorimer.layers.host import Host, Site, folded, forget_stash, slots_of, stash_host, unstash_host
 from lorimer.layers.slots import LayerSlots
 
 
@@ -52,8 +52,7 @@ def merge(model: nn.Module, *, keep_original: bool = True) -> MergeReport:
         LorimerError: an adapter is not mergeable, or a merged weight would hold NaN or infinity. The model
             is untouched.
     """
-    require_live(model)
-    present = sites(model)
+    present = live_sites(model)
     if not present:
         raise StateError("no adapter is attached to this model; there is nothing to merge")
     for site in present.values():

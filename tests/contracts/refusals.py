@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from lorimer.adapters._base import Method
+from lorimer.attachment.survey import survey
 from lorimer.attachment.targets import select
 from tests.contracts.layer_cases import LayerCase
 
@@ -30,7 +31,7 @@ def _is_not_cut_by(block_size: int) -> Callable[[LayerCase], bool]:
 
     def refuses(case: LayerCase) -> bool:
         model = case.model(torch.float32)
-        chosen = select(model, case.targets).values()
+        chosen = select(survey(model), case.targets).values()
         specs = [site.geometry(site.layer, site.parameter).spec() for site in chosen]
         return any(spec.matrix_shape[1] % block_size for spec in specs)
 
