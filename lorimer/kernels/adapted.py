@@ -52,11 +52,11 @@ class Call:
     plan: Plan
     input: Input | None
 
-    def dropped(self, x: Tensor) -> Tensor:
-        """x behind the mask of this call, which is the same one each time."""
+    def mask(self, x: Tensor) -> Tensor | None:
+        """The dropout mask of this call for x, the same one each time; None where nothing is dropped."""
         if self.seed is None:
-            return x
-        return x * dropout_mask(x, self.layer.row_length(x), self.dropout, self.seed)
+            return None
+        return dropout_mask(x, self.layer.row_length(x), self.dropout, self.seed)
 
     def cast(self, tensor: Tensor) -> Tensor:
         """A tensor of the layer's in the type that is computed in."""
@@ -81,8 +81,13 @@ class Call:
         y = self.layer.apply(x, self.weight(W, A, B, gain, merge), None if bias is None else self.cast(bias))
         if merge:
             return y, None
-        hidden = self.layer.apply(self.dropped(x), A)
+        hidden = self.layer.apply(masked(x, self.mask(x)), A)
         return self.layer.lift_(y, hidden, with_gain(B, gain), self.scale), hidden
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x · mask."""
+    return x if mask is None else x * mask
 
 
 def with_gain(B: Tensor, gain: Tensor | None) -> Tensor:
@@ -103,6 +108,7 @@ class FactorGradients:
         self._hidden, self._input = hidden, input
         self._dh: Tensor | None = None
         self._core: Tensor | None = None
+        self._mask: Tensor | None = None
 
     def dh(self) -> Tensor:
         """The gradient at the hidden, (..., rank) or (batch, rank, *space)."""
@@ -123,8 +129,11 @@ class FactorGradients:
         """dx + drop(A^T dh), in place of dx."""
         if dx is not None and self.call.seed is None:
             return self.layer.add_input_gradient_(dx, self.dh(), self.A)
-        through = self.call.dropped(self.layer.input_gradient(self.dh(), self.A, like))
-        return through if dx is None else dx.add_(through)
+        through = self.layer.input_gradient(self.dh(), self.A, like)
+        mask = self._mask_of(through)
+        if mask is None:
+            return through
+        return through.mul_(mask) if dx is None else dx.addcmul_(through, mask)
 
     def hidden(self) -> Tensor:
         """What A made of the input: kept, or had again."""
@@ -137,8 +146,14 @@ class FactorGradients:
     def core(self) -> Tensor:
         """The dropped input without its scales."""
         if self._core is None:
-            self._core = self.call.dropped(self.input.core().to(self.call.dtype))
+            core = self.input.core().to(self.call.dtype)
+            self._core = masked(core, self._mask_of(core))
         return self._core
+
+    def _mask_of(self, x: Tensor) -> Tensor | None:
+        if self._mask is None:
+            self._mask = self.call.mask(x)
+        return self._mask
 
     @property
     def input(self) -> Input:
@@ -159,9 +174,9 @@ def dora_gain(magnitude: Tensor, norm: Tensor) -> Tensor:
     Kept just off zero, so that the magnitude's gradient, which is had from c · z, does not vanish with c.
     """
     wide = torch.promote_types(magnitude.dtype, torch.float32)
-    gain = torch.where(norm > 0, magnitude.to(wide) / norm.to(wide), 1.0)
     least = 1e-20 if magnitude.dtype != torch.float16 else 2.0**-14
-    return torch.where(gain.abs() < least, torch.full_like(gain, least).copysign(gain), gain)
+    gain = torch.where(norm > 0, magnitude.to(wide) / norm.to(wide), 1.0)
+    return torch.where(gain.abs() < least, least, gain)
 
 
 class AdaptedLayer(Function):
@@ -186,7 +201,7 @@ class AdaptedLayer(Function):
         hidden = hidden if call.plan.keep_hidden else None
         output = keep_output(ctx, y) if ctx.needs_input_grad[5] else None
         kept = () if call.input is None else call.input.tensors()
-        ctx.save_for_backward(weight, bias, A, B, magnitude, norm, hidden, output, *kept)
+        ctx.save_for_backward(weight, bias, A, B, gain, norm, hidden, output, *kept)
         return y
 
     @staticmethod
@@ -198,10 +213,9 @@ class AdaptedLayer(Function):
 
 def _adapted_layer_backward(ctx: Any, g: Tensor) -> Gradients:
     call: Call = ctx.call
-    weight, bias, A, B, magnitude, norm, hidden, output, *kept = ctx.saved_tensors
+    weight, bias, A, B, gain, norm, hidden, output, *kept = ctx.saved_tensors
     wants_x, wants_weight, wants_bias, wants_A, wants_B, wants_magnitude = ctx.needs_input_grad[:6]
     input = None if call.input is None else Input.of(kept)
-    gain = None if magnitude is None else dora_gain(magnitude, norm)
     a, b = call.factors(A, B)
     update = FactorGradients(call, g, a, with_gain(b, gain), hidden, input)
     dx = dweight = dbias = dA = dB = dmagnitude = None
@@ -218,7 +232,7 @@ def _adapted_layer_backward(ctx: Any, g: Tensor) -> Gradients:
         dA = update.dA()
     if wants_B:
         dB = with_gain(update.dB(), gain).view_as(B)
-    if wants_magnitude and gain is not None:
+    if wants_magnitude:
         y = output_if_unchanged(ctx, output)
         if y is None:
             y, _ = call.product(update.input.whole(), weight, bias, a, b, gain)

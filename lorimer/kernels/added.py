@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lorimer.kernels.adapted import Call, FactorGradients, Gradients, shape_only
+from lorimer.kernels.adapted import Call, FactorGradients, Gradients, masked, shape_only
 from lorimer.kernels.precision import own_precision
 from lorimer.kernels.rematerialise import Input
 
@@ -25,7 +25,8 @@ class AddedUpdate(Function):
     def forward(ctx: Any, output: Tensor, x: Tensor, A: Tensor, B: Tensor, call: Call) -> Tensor:
         with own_precision(x):
             a, b = call.factors(A, B)
-            hidden = call.layer.apply(call.dropped(x.to(call.dtype)), a)
+            z = x.to(call.dtype)
+            hidden = call.layer.apply(masked(z, call.mask(z)), a)
             call.layer.lift_(output, hidden.to(output.dtype), b.to(output.dtype), call.scale)
         ctx.mark_dirty(output)
         ctx.call, ctx.shape = call, x.shape

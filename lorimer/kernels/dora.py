@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorimer.kernels.low_rank import Convolution, adapted_layer
 from lorimer.kernels.maps import LinearMap
+from lorimer.kernels.precision import own_precision
 
 
 def row_norms(
@@ -28,7 +29,7 @@ def row_norms(
     known.
     """
     wide = torch.promote_types(torch.promote_types(weight.dtype, A.dtype), torch.float32)
-    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+    with torch.no_grad(), own_precision(weight):
         W, a, b = weight.flatten(1), A.flatten(1).to(wide), B.flatten(1).to(wide)
         squared = weight_norms_squared
         if squared is None:

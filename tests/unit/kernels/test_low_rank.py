@@ -137,7 +137,7 @@ def test_nothing_is_recorded_without_gradients():
     with torch.no_grad():
         assert not whole(*inputs).requires_grad
     with torch.inference_mode():
-        assert torch.equal(added(*inputs), whole(*inputs))
+        assert relative_difference(added(*inputs), whole(*inputs)) <= 1e-12
 
 
 def test_the_addition_is_in_place():
