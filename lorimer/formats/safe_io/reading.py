@@ -12,6 +12,8 @@ import math
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -89,6 +91,40 @@ def read_safetensors(
         file.seek(start)
         tensors = {name: _read_tensor(file, path, name, info) for name, info in header.tensors.items()}
     return tensors, header.metadata
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """An open safetensors file: its checked header, and its tensors one by one, so that a large file never
+    lies in memory as a whole."""
+
+    path: Path
+    header: Header
+    _file: IO[bytes]
+    _start: int
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU.
+
+        Raises:
+            FileFormatError: it holds NaN or infinity, or the file was cut short meanwhile.
+        """
+        info = self.header.tensors[name]
+        self._file.seek(self._start + info.begin)
+        return _read_tensor(self._file, self.path, name, info)
+
+
+@contextmanager
+def open_safetensors(path: str | Path) -> Iterator[WeightFile]:
+    """A safetensors file, to read tensors from one by one.
+
+    Raises:
+        FileFormatError: as `read_safetensors_header`.
+    """
+    path = Path(path)
+    with _open_weights(path) as file:
+        header, start = _header(file, path)
+        yield WeightFile(path, header, file, start)
 
 
 def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
