@@ -146,6 +146,8 @@ class Eva(DataStart):
             raise UsageError("eva: rho must be at least 1, and settled above 0 and at most 1")
 
     def factors(self, places: Places, run: Run) -> dict[str, Factors]:
+        if self.rho > 1.0 and any(place.wrapped for place in places.values()):
+            raise UsageError("eva: ranks can change in plain LoRA alone; set rho = 1")
         most = {path: int(self.rho * place.rank) for path, place in places.items()}
         inputs: dict[str, Principal] = {}
 
