@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import torch
 
+import lorimer
 from lorimer.adapters._base import Method
-from lorimer.attachment.survey import survey
-from lorimer.attachment.targets import select
+from lorimer.adapters.lora import LoRA
 from tests.contracts.layer_cases import LayerCase
 
 _NO_BIAS = {"linear-square-no-bias", "conv-5x3-stride", "conv2d-transposed-groups"}
@@ -31,9 +31,8 @@ def _is_not_cut_by(block_size: int) -> Callable[[LayerCase], bool]:
 
     def refuses(case: LayerCase) -> bool:
         model = case.model(torch.float32)
-        chosen = select(survey(model), case.targets).values()
-        specs = [site.geometry(site.layer, site.parameter).spec() for site in chosen]
-        return any(spec.matrix_shape[1] % block_size for spec in specs)
+        layers = lorimer.attach(model, LoRA(rank=1), case.targets).state().layers.values()
+        return any(layer.tensors["A"].flatten(1 + layer.stacked).shape[-1] % block_size for layer in layers)
 
     return refuses
 
