@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from lorimer.attachment.attached import live_sites
 from lorimer.attachment.survey import survey
 from lorimer.errors import LorimerError, TargetError, UsageError, suggest
 from lorimer.layers.host import Site
+from lorimer.ops._derived import LayerChange
 from lorimer.ops._spectrum import EVERYTHING, Keep, dense_svd, factored_svd, split, squared_norm, tail_error
 
 PLAIN = "lora"  # the method that every result is in
@@ -78,72 +79,6 @@ class Update:
             tensors["bias"] = self.bias
         rounded = {name: tensor.to(self.dtype).contiguous() for name, tensor in tensors.items()}
         return replace(self.form, tensors=rounded, rank=self.rank, alpha=float(self.rank))
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """What became of one layer.
-
-    Attributes:
-        rank_before: of the update that was asked for; None where that was no product of factors.
-        rank: of the update that was written.
-        norm: ‖Δ‖, Frobenius, of the update that was asked for.
-        error: ‖Δ - Δ'‖ / ‖Δ‖, before rounding to the file's precision.
-    """
-
-    rank_before: int | None
-    rank: int
-    norm: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Derived:
-    """An adapter made from others, and how true it is to what was asked for.
-
-    Attributes:
-        state: the adapter; `lorimer.write` saves it, `lorimer.attach_state` puts it onto a model.
-        layers: path -> what became of that layer.
-        left_out: parameter -> relative size of a difference that the adapter does not carry; None where it
-            is one of shapes.
-    """
-
-    state: AdapterState
-    layers: dict[str, LayerChange]
-    left_out: dict[str, float | None] = field(default_factory=dict)
-
-    @property
-    def error(self) -> float:
-        """‖Δ - Δ'‖ / ‖Δ‖ over all layers together."""
-        norm = math.hypot(*(layer.norm for layer in self.layers.values()))
-        lost = math.hypot(*(layer.error * layer.norm for layer in self.layers.values()))
-        return lost / norm if norm else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for programs."""
-        layers = {path: asdict(layer) for path, layer in self.layers.items()}
-        return {"error": self.error, "layers": layers, "left_out": self.left_out}
-
-    def lines(self) -> list[str]:
-        """Lines for people."""
-        ranks = sorted(layer.rank for layer in self.layers.values())
-        span = f", rank {ranks[0]} to {ranks[-1]}" if ranks else ""
-        kept = f"relative error {self.error:.3g}, energy kept {1 - self.error**2:.4%}"
-        lines = [f"{len(self.layers)} layers{span}; {kept}"]
-        worst = sorted(self.layers.items(), key=lambda item: -item[1].error)[:5]
-        if self.error:
-            lines += [
-                "least true",
-                *(f"  {each.error:.3g}  rank {each.rank}  {path}" for path, each in worst),
-            ]
-        if self.left_out:
-            lines.append(f"left out: {len(self.left_out)} parameters that differ")
-            largest = sorted(((size or math.inf, name) for name, size in self.left_out.items()), reverse=True)
-            lines += [f"  {size:.3g}  {name}" for size, name in largest[:5]]
-        return lines
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
 
 
 def updates_of(

@@ -25,17 +25,9 @@ from torch import Tensor, nn
 
 from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.errors import LorimerError, UsageError, suggest
+from lorimer.ops._derived import Derived, LayerChange
 from lorimer.ops._spectrum import Keep
-from lorimer.ops._updates import (
-    Derived,
-    LayerChange,
-    Update,
-    approximated,
-    compressed,
-    plain_state,
-    require_finite,
-    updates_of,
-)
+from lorimer.ops._updates import Update, approximated, compressed, plain_state, require_finite, updates_of
 from lorimer.ops.inspect import update_norm
 
 _FACTORED = ("cat", "linear", "svd")

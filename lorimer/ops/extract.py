@@ -13,8 +13,9 @@ from lorimer.attachment.survey import Survey, survey
 from lorimer.attachment.targets import Targets, select
 from lorimer.errors import LorimerError, UsageError
 from lorimer.layers.host import Site
+from lorimer.ops._derived import Derived, LayerChange
 from lorimer.ops._spectrum import EVERYTHING, Keep
-from lorimer.ops._updates import Derived, LayerChange, approximated, form_of, plain_state
+from lorimer.ops._updates import approximated, form_of, plain_state
 from lorimer.ops._weights import Source, Weights, opened
 
 
@@ -131,7 +132,7 @@ def _relative(old: Tensor, new: Tensor) -> float | None:
 
 
 def _further_names(found: Survey, targeted: set[str], others: Collection[str]) -> Iterator[str]:
-    """The names, beyond one for each, of tied parameters that are carried; a target's own name comes first."""
+    """The names, beyond one for each, of tied parameters that are carried; a target has the first say."""
     by_name = {site.full_name: path for path, site in found.sites.items()}
     seen: set[str] = set()
     for name in [*targeted, *(name for name in by_name if name in others)]:

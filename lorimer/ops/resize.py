@@ -6,7 +6,7 @@ from torch import nn
 
 from lorimer.adapters._state import AdapterState
 from lorimer.errors import UsageError
-from lorimer.ops._updates import Derived
+from lorimer.ops._derived import Derived
 from lorimer.ops.to_lora import to_lora
 
 

@@ -6,8 +6,9 @@ from torch import nn
 
 from lorimer.adapters._state import AdapterState
 from lorimer.attachment.attached import AttachedAdapter
+from lorimer.ops._derived import Derived
 from lorimer.ops._spectrum import Keep
-from lorimer.ops._updates import Derived, plain_state, updates_of
+from lorimer.ops._updates import plain_state, updates_of
 
 
 def to_lora(

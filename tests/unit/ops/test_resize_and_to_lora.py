@@ -156,7 +156,7 @@ def test_what_needs_to_be_said() -> None:
 
 def test_a_report_for_people_and_programs() -> None:
     found = lorimer.resize(STATE, rank=2)
-    assert "4 layers, rank 2 to 2" in str(found) and "least true" in str(found)
+    assert "4 layers, rank 2;" in str(found) and "least true" in str(found)
     facts = json.loads(json.dumps(found.as_dict()))
     assert facts["layers"]["conv"]["rank_before"] == 4 and 0 < facts["error"] < 1
 
