@@ -8,14 +8,17 @@ The update has up to the weight's own rank with LoRA's parameters. A starts Kaim
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lorimer.adapters._base import Adapter, Method, WeightSpec
 from lorimer.adapters._starts import fill
+
+if TYPE_CHECKING:
+    from lorimer.adapters._state import LayerState
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,25 @@ class HiRA(Method):
 
     name: ClassVar[str] = "hira"
     kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
-    tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {"A": {"peft": "hira_A"}, "B": {"peft": "hira_B"}}
+    tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "A": {"peft": "hira_A", "peft-embedding": "hira_embedding_A"},
+        "B": {"peft": "hira_B", "peft-embedding": "hira_embedding_B"},
+    }
     fast_tensors: ClassVar[frozenset[str]] = frozenset({"B"})
     rank_axes: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "HIRA"}
 
     rank: int = 32
+
+    @classmethod
+    def to_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        """Other programs know no alpha."""
+        tensors = {**layer.tensors, "B": layer.tensors["B"] * layer.scale}
+        return replace(layer, tensors=tensors, alpha=float(layer.rank))
+
+    @classmethod
+    def from_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        return replace(layer, alpha=float(layer.rank))
 
     def build(self, spec: WeightSpec) -> HiRAAdapter:
         return HiRAAdapter(self, spec)

@@ -21,6 +21,7 @@ from lorimer.adapters._base import Adapter, Method, WeightSpec
 from lorimer.errors import UsageError
 
 if TYPE_CHECKING:
+    from lorimer.adapters._state import LayerState
     from lorimer.layers.geometry import Geometry
 
 
@@ -37,6 +38,7 @@ class IA3(Method):
     kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {"l": {"peft": "ia3_l"}}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "IA3"}
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset({"feedforward_modules"})
 
     rank: int = 1
     on: str = "output"
@@ -47,6 +49,17 @@ class IA3(Method):
             raise UsageError("ia3 has no rank and no alpha; leave them out")
         if self.on not in ("output", "input"):
             raise UsageError(f"on must be 'output' or 'input', not {self.on!r}")
+
+    @classmethod
+    def layer_config(cls, layer: LayerState, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A file of another program may hold both kinds; beside a matrix the shape tells which it is."""
+        *_, rows, columns = (1, *layer.tensors["l"].shape)
+        told = {(True, False): "output", (False, True): "input"}.get((rows > 1, columns > 1))
+        return (
+            dict(config)
+            if told is None or layer.tensors["l"].ndim > 2 + layer.stacked
+            else {**config, "on": told}
+        )
 
     def build(self, spec: WeightSpec) -> IA3Adapter:
         return IA3Adapter(self, spec)

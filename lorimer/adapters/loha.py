@@ -50,6 +50,7 @@ class LoHa(Method):
     optional: ClassVar[frozenset[str]] = frozenset({"t1", "t2"})
     rank_axes: ClassVar[Mapping[str, int]] = {"w1_b": 0, "w2_b": 0, "t1": 0, "t2": 0}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "LOHA"}
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset({"use_effective_conv2d"})
 
     tucker: bool = False
 
@@ -59,6 +60,10 @@ class LoHa(Method):
     @classmethod
     def config_of(cls, layers: Mapping[str, LayerState]) -> dict[str, Any]:
         return {"tucker": True} if any("t1" in layer.tensors for layer in layers.values()) else {}
+
+    @classmethod
+    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"use_effective_conv2d": bool(config.get("tucker"))}
 
     @classmethod
     def factors(cls, layer: LayerState, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

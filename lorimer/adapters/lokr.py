@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -54,6 +54,9 @@ class LoKr(Method):
     optional: ClassVar[frozenset[str]] = frozenset(_NAMES)
     rank_axes: ClassVar[Mapping[str, int]] = {"w1_b": 0, "w2_b": 0, "t2": 0}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "LOKR"}
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset(
+        {"decompose_factor", "decompose_both", "use_effective_conv2d"}
+    )
 
     factor: int = -1
     decompose_both: bool = False
@@ -75,10 +78,41 @@ class LoKr(Method):
         found = {
             "factor": _factor_of(every),
             "decompose_both": "w1_a" in names,
-            "full_matrix": "w2_b" not in names,
             "tucker": "t2" in names,
         }
         return {name: value for name, value in found.items() if value != getattr(cls, name)}
+
+    @classmethod
+    def layer_config(cls, layer: LayerState, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Other programs keep single layers whole, and do not say so."""
+        small = _keeps_whole(layer.rank, *_sides_of_w2(layer)) if "w2" in layer.tensors else True
+        return dict(config) if small else {**config, "full_matrix": True}
+
+    @classmethod
+    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "decompose_factor": config.get("factor", -1),
+            "decompose_both": bool(config.get("decompose_both")),
+            "use_effective_conv2d": bool(config.get("tucker")),
+        }
+
+    @classmethod
+    def to_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        """PEFT keeps w2 whole where the rank is large, so it is told one; programs that read LyCORIS's files
+        scale no update without factors."""
+        tensors, rank, alpha = dict(layer.tensors), layer.rank, layer.alpha
+        if dialect == "peft" and "w1" in tensors and "w2" in tensors:
+            rank = max(rank, -(-max(_sides_of_w2(layer)) // 2))
+            alpha = layer.scale * rank
+        if dialect == "kohya" and "w1" in tensors and "w2" in tensors:
+            tensors["w1"] = tensors["w1"] * layer.scale
+            alpha = float(rank)
+        return replace(layer, tensors=tensors, rank=rank, alpha=alpha)
+
+    @classmethod
+    def from_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        whole = dialect == "kohya" and "w1" in layer.tensors and "w2" in layer.tensors
+        return replace(layer, alpha=float(layer.rank)) if whole else layer
 
     @classmethod
     def factors(cls, layer: LayerState, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -98,11 +132,11 @@ class LoKrAdapter(Adapter):
         (a, b), (c, d) = split(spec.matrix_shape[0], method.factor), split(spec.down_shape[0], method.factor)
         for name in _NAMES:
             self.register_parameter(name, None)
-        if method.decompose_both and not method.full_matrix and 2 * method.rank < max(a, c):
+        if method.decompose_both and not (method.full_matrix or _keeps_whole(method.rank, a, c)):
             self.w1_a, self.w1_b = spec.empty(a, method.rank), spec.empty(method.rank, c)
         else:
             self.w1 = spec.empty(a, c)
-        if not method.full_matrix and 2 * method.rank < max(b, d):
+        if not (method.full_matrix or _keeps_whole(method.rank, b, d)):
             self.w2_a, self.w2_b, self.t2 = empty_factors(spec, method.rank, b, d, method.tucker)
         else:
             self.w2 = spec.empty(b, d, *spec.down_shape[1:])
@@ -168,6 +202,17 @@ def split(side: int, factor: int) -> tuple[int, int]:
     limit = math.isqrt(side) if factor == -1 else min(factor, math.isqrt(side))
     m = next(divisor for divisor in range(limit, 0, -1) if side % divisor == 0)
     return m, side // m
+
+
+def _keeps_whole(rank: int, rows: int, columns: int) -> bool:
+    """Whether factors of the rank would save too little."""
+    return 2 * rank >= max(rows, columns)
+
+
+def _sides_of_w2(layer: LayerState) -> tuple[int, int]:
+    """(b, d) of a layer whose w2 is whole."""
+    b, d = layer.tensors["w2"].shape[layer.stacked : layer.stacked + 2]
+    return b, d
 
 
 def _pairs(tensors: Mapping[str, Tensor], stacked: int) -> tuple[Pair, Pair]:

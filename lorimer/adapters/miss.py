@@ -11,14 +11,17 @@ converts to LoRA exactly), and PEFT reads it (its `init_weights=True`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter, LowRankUpdate, Method, WeightSpec, training_only
 from lorimer.errors import UsageError
+
+if TYPE_CHECKING:
+    from lorimer.adapters._state import LayerState
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ class MiSS(Method):
         super().__post_init__()
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+
+    @classmethod
+    def to_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        """Other programs know no alpha."""
+        return replace(layer, tensors={"D": layer.tensors["D"] * layer.scale}, alpha=float(layer.rank))
+
+    @classmethod
+    def from_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        return replace(layer, alpha=float(layer.rank))
 
     def build(self, spec: WeightSpec) -> MiSSAdapter:
         return MiSSAdapter(self, spec)

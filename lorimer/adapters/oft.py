@@ -11,6 +11,7 @@ its weight. The series that PEFT uses by default is there for its files (`neuman
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +23,7 @@ from lorimer.adapters._base import Adapter, Method, WeightSpec
 from lorimer.errors import UsageError
 
 if TYPE_CHECKING:
+    from lorimer.adapters._state import LayerState
     from lorimer.layers.geometry import Geometry
 
 
@@ -39,7 +41,10 @@ class OFT(Method):
     ranked: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {"Q": {"peft": "oft_R.weight"}}
-    peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "OFT"}
+    peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "OFT", "use_cayley_neumann": False}
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset(
+        {"oft_block_size", "num_cayley_neumann_terms", "eps"}
+    )
 
     rank: int = 1
     block_size: int = 32
@@ -53,6 +58,27 @@ class OFT(Method):
             raise UsageError(f"block_size must be a whole number of at least 2, not {self.block_size!r}")
         if self.neumann_terms != 0 and not (isinstance(self.neumann_terms, int) and self.neumann_terms >= 4):
             raise UsageError(f"neumann_terms must be 0 or at least 4, not {self.neumann_terms!r}")
+
+    @classmethod
+    def config_of(cls, layers: Mapping[str, LayerState]) -> dict[str, Any]:
+        """n = size (size - 1) / 2 entries of each block."""
+        entries = {layer.tensors["Q"].shape[-1] for layer in layers.values()}
+        sizes = {(1 + math.isqrt(1 + 8 * n)) // 2 for n in entries}
+        return {"block_size": sizes.pop()} if len(sizes) == 1 else {}
+
+    @classmethod
+    def layer_config(cls, layer: LayerState, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config, **cls.config_of({"": layer})}
+
+    @classmethod
+    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        terms = config.get("neumann_terms", 0)
+        return {
+            "r": 0,
+            "oft_block_size": config.get("block_size", cls.block_size),
+            "use_cayley_neumann": terms > 0,
+            "num_cayley_neumann_terms": terms or 5,
+        }
 
     def build(self, spec: WeightSpec) -> OFTAdapter:
         return OFTAdapter(self, spec)
