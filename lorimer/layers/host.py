@@ -31,7 +31,7 @@ else:
 SLOTS = "lorimer"  # the one attribute a host adds to its layer
 # Where the forwards are defined that are just the product with the weight, so that a kernel may take their
 # place; any other (a quantised layer's, somebody's subclass) is run as it is.
-_PLAIN_FORWARDS = {"torch.nn.modules.linear", "torch.nn.modules.conv", "transformers.pytorch_utils"}
+_PLAIN_FORWARDS = {"torch.nn.modules.linear", "torch.nn.modules.conv"}
 _STASH = "_lorimer_merged"  # where a merged layer keeps its slots: a plain attribute, in no list of torch's
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from typing import Any
 
 import pytest
@@ -86,9 +87,14 @@ def truth(model: nn.Module, case: LayerCase, dtype: torch.dtype, *inputs: Tensor
     return bare(*(inputs or case.inputs(dtype)))
 
 
+def starts_by_cancelling(method: Method) -> bool:
+    """Whether the update is zero at the start because terms cancel, and so up to rounding alone."""
+    return getattr(method, "shifted", False) or getattr(method, "start", None) == "orthogonal"
+
+
 def check_fresh_is_base(case: LayerCase, method: Method, dtype: torch.dtype) -> None:
     before, model = case.run(case.model(dtype), dtype), fresh(case, method, dtype)
-    if getattr(method, "shifted", False):  # a difference of two equal products, not always to the bit
+    if starts_by_cancelling(method):
         assert relative_difference(case.run(model, dtype), before) <= SAME_OUTPUT[dtype]
     else:
         assert torch.equal(case.run(model, dtype), before)
@@ -186,18 +192,20 @@ def require_agreement(model: nn.Module, case: LayerCase, dtype: torch.dtype, ord
 
 
 def check_detach_leaves_nothing(case: LayerCase, method: Method) -> None:
-    bare, model = case.model(torch.float32), case.model(torch.float32)
+    dtype = torch.float32 if torch.float32 in case.dtypes else torch.float64
+    bare, model = case.model(dtype), case.model(dtype)
     next(model.parameters()).requires_grad_(False)
     flags = [parameter.requires_grad for parameter in model.parameters()]
+    output = case.run(model, dtype)
     lorimer.attach(model, method, case.targets, name="a")
     lorimer.attach(model, method, case.targets, name="ab")
     perturb(model)
-    case.run(model, torch.float32)
+    assert not torch.equal(case.run(model, dtype), output)
     lorimer.detach(model, "a")
     assert list(lorimer.attached(model)) == ["ab"]
     lorimer.detach(model)
     assert same_bits(bits(bare), bits(model))
-    assert torch.equal(case.run(model, torch.float32), case.run(bare, torch.float32))
+    assert torch.equal(case.run(model, dtype), output)
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert [(type(module), set(vars(module))) for module in model.modules()] == [
         (type(module), set(vars(module))) for module in bare.modules()
@@ -348,6 +356,46 @@ def check_full_training_beside(case: LayerCase, method: Method) -> None:
     assert torch.equal(case.run(model, dtype), case.run(bare, dtype))
 
 
+def check_mixed_rows(case: LayerCase, method: Method, dtype: torch.dtype) -> None:
+    """Each row of a batch with its own adapter, or none, is that row run alone; gradients too."""
+    if not case.called:
+        return
+    model = case.model(dtype)
+    lorimer.attach(model, method, case.targets, name="a")
+    lorimer.attach(model, LoRA(rank=2, alpha=3), case.targets, name="b")
+    lorimer.attach(model, method.with_rank(2, None) if method.ranked else method, case.targets, name="c")
+    perturb(model)
+    lorimer.attached(model)["c"].strength = -0.5
+    x = torch.cat([*case.inputs(dtype)] * 3)
+    names = list(islice(cycle(["b", "a", None, "c", "a"]), len(x)))
+    with lorimer.rows(model, names):
+        mixed = model(x)
+    singly = []
+    for row, name in enumerate(names):
+        with lorimer.enabled(model, *([] if name is None else [name])):
+            singly.append(model(x[row : row + 1]))
+    assert relative_difference(mixed, torch.cat(singly)) <= SAME_OUTPUT[dtype]
+    counts_tokens = getattr(case.make(), "scale_grad_by_freq", False)  # gradients depend on the whole batch
+    if dtype == torch.float64 and not counts_tokens:
+        parameters = [value for value in model.parameters() if value.requires_grad]
+        left = torch.autograd.grad(mixed.square().sum(), parameters, materialize_grads=True)
+        right = torch.autograd.grad(torch.cat(singly).square().sum(), parameters, materialize_grads=True)
+        assert all(relative_difference(*pair) <= SAME_GRADIENT for pair in zip(left, right, strict=True))
+
+
+def check_rows_are_refused_where_parameters_are_read(case: LayerCase, method: Method) -> None:
+    if case.called:
+        return
+    model, dtype = adapted(case, method, case.dtypes[0]), case.dtypes[0]
+    live = case.run(model, dtype)
+    with (
+        pytest.raises(UsageError, match="rows cannot have different adapters there"),
+        lorimer.rows(model, ["default", None]),
+    ):
+        pass
+    assert torch.equal(case.run(model, dtype), live)
+
+
 def check_refused_cleanly(case: LayerCase, method: Method) -> None:
     model, bare = case.model(torch.float32), case.model(torch.float32)
     with pytest.raises((TargetError, UsageError), match="layer"):
@@ -366,6 +414,7 @@ _ON_FEW: dict[Check, tuple[str, ...]] = {
     check_agrees_with_other_methods: ("linear", "conv-3x3", "hugging-face-conv1d", "attention-packed"),
     check_full_training_beside: ("linear", "conv-groups", "conv2d-transposed", "attention-packed", "lstm"),
     check_deepcopy_is_independent: ("linear", "conv2d-transposed", "lstm", "attention-packed", "experts"),
+    check_rows_are_refused_where_parameters_are_read: ("attention-packed", "lstm", "experts", "layer-norm"),
     check_nan_and_infinity_never_merge: ("linear", "conv-groups", "embedding", "lstm", "experts"),
 }
 
