@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lorimer.errors import UsageError
 
 if TYPE_CHECKING:
+    from lorimer.adapters._controller import Controller
     from lorimer.adapters._state import LayerState
     from lorimer.layers.geometry import Geometry
 
@@ -149,6 +150,7 @@ class Method(ABC):
             the rank and are held against what its config says; behind the stack's axis where there is one.
         peft_config: what tells PEFT this method, e.g. {"peft_type": "LORA"}; None where PEFT has no such
             method.
+        peft_told_by_tensors: fields of PEFT's config that a reader need not look at, as tensors show them.
     """
 
     name: ClassVar[str]
@@ -162,6 +164,7 @@ class Method(ABC):
     fast_tensors: ClassVar[frozenset[str]] = frozenset()
     rank_axes: ClassVar[Mapping[str, int]] = {}
     peft_config: ClassVar[Mapping[str, Any] | None] = None
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset()
 
     rank: int = 8
     alpha: float | None = None
@@ -179,6 +182,11 @@ class Method(ABC):
         Raises:
             UsageError: a value of the config is impossible for this weight.
         """
+
+    def controller(self, adapters: Mapping[str, Adapter], steps: int) -> Controller | None:
+        """What takes part in training `adapters` (path -> adapter, all of this method) for `steps` steps;
+        None for methods that just follow the gradient."""
+        return None
 
     @property
     def scaled_alpha(self) -> float:
@@ -212,6 +220,27 @@ class Method(ABC):
         """(up, down), of shapes (out, R) and (R, in), whose product is W' - W exactly, the scale included;
         with a leading stack axis for a stack. None where the update is no such product."""
         return None
+
+    @classmethod
+    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Further fields of PEFT's config for the method's own `config`."""
+        return {}
+
+    @classmethod
+    def required(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        """The tensors that every layer must have under a config."""
+        return frozenset(cls.tensors.keys() - cls.optional)
+
+    @classmethod
+    def to_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        """The layer as other programs of a dialect know it: without tensors that have no name there, in the
+        shapes that are usual there. The update stays the same."""
+        return layer
+
+    @classmethod
+    def from_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        """The inverse: a layer as read from a file of a dialect, in the method's own shapes."""
+        return layer
 
     @classmethod
     def bias_change(cls, layer: LayerState, config: Mapping[str, Any]) -> Tensor | None:

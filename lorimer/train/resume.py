@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
+from torch import Tensor
 
+from lorimer.adapters._state import AdapterState
 from lorimer.errors import DataError, FileFormatError, RecipeError, UsageError
 from lorimer.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from lorimer.train.optimizer import flatten_state, unflatten_state
-from lorimer.train.recipe import Recipe, flatten
+from lorimer.train.recipe import flatten
 from lorimer.train.run_folder import RunFolder
 from lorimer.train.seeding import number_of
 from lorimer.train.setup import Setup
@@ -31,10 +33,11 @@ _FREE = (
 def capture(setup: Setup, step: int, trainer: dict[str, Any]) -> Checkpoint:
     """The state after `step` steps; `trainer` is what the engine adds of its own."""
     scaler = setup.accelerator.scaler
+    controller = {} if setup.controller is None else {"controller": setup.controller.tensors()}
     return Checkpoint(
         step,
         setup.adapter.state(),
-        flatten_state(setup.optimizer.state_dict()),
+        flatten_state({**setup.optimizer.state_dict(), **controller}),
         {
             **trainer,
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -58,21 +61,32 @@ def restore(setup: Setup, folder: RunFolder) -> dict[str, Any] | None:
         return None
     place = newest_checkpoint(folder.checkpoints)
     if place is None:
-        _require_same_recipe(yaml.safe_load(folder.recipe.read_text(encoding="utf-8")), setup.recipe)
+        _require_same_recipe(yaml.safe_load(folder.recipe.read_text(encoding="utf-8")), setup)
         return None
     checkpoint = read_checkpoint(place)
     trainer = checkpoint.trainer
-    _require_same_recipe(trainer["recipe"], setup.recipe)
+    _require_same_recipe(trainer["recipe"], setup)
     _require_same_run(trainer, _identity(setup))
-    layers = setup.adapter.layers
-    if layers.keys() != checkpoint.adapter.layers.keys():
+    layers, saved = setup.adapter.layers, _tensors_by_path(checkpoint.adapter)
+    if layers.keys() != saved.keys():
         raise FileFormatError(f"{place}: its adapter sits on other layers than the recipe's")
-    for path, layer in checkpoint.adapter.layers.items():
-        layers[path].load_state_dict(layer.tensors)
-    setup.optimizer.load_state_dict(unflatten_state(*checkpoint.optimizer))
+    for path, tensors in saved.items():
+        layers[path].load_state_dict(tensors)
+    state = unflatten_state(*checkpoint.optimizer)
+    own = {} if setup.controller is None else setup.controller.tensors()
+    for name, value in state.pop("controller", {}).items():
+        own[name].copy_(value)
+    setup.optimizer.load_state_dict(state)
     if setup.accelerator.scaler is not None:
         setup.accelerator.scaler.load_state_dict(trainer["scaler"])
     return {"step": checkpoint.step, **trainer}
+
+
+def _tensors_by_path(adapter: AdapterState) -> dict[str, dict[str, Tensor]]:
+    """Path -> the tensors there, of what is trained in full too."""
+    layers = {path: layer.tensors for path, layer in adapter.layers.items()}
+    full = {name.removesuffix(".weight"): {"value": each.value} for name, each in adapter.full.items()}
+    return layers | full
 
 
 def _identity(setup: Setup) -> dict[str, Any]:
@@ -98,14 +112,16 @@ def _require_same_run(former: dict[str, Any], now: dict[str, Any]) -> None:
         raise DataError("the base model's weights are not those that the run began with")
 
 
-def _require_same_recipe(former: dict[str, Any], recipe: Recipe) -> None:
+def _require_same_recipe(former: dict[str, Any], setup: Setup) -> None:
+    recipe = setup.recipe
     before, after = flatten(former), recipe.flat()
     differences = [
         f"{place}: was {before.get(place)!r}, is {after.get(place)!r}"
         for place in dict.fromkeys([*before, *after])
         if before.get(place) != after.get(place) and not place.startswith(_FREE)
     ]
-    if recipe.train.schedule == "constant" and before.get("train.steps", 0) <= recipe.train.steps:
+    planned = recipe.train.schedule != "constant" or setup.controller is not None  # from first to last step
+    if not planned and before.get("train.steps", 0) <= recipe.train.steps:
         differences = [text for text in differences if not text.startswith("train.steps:")]
     if differences:
         raise RecipeError(

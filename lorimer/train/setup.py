@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import Dataset
 
 from lorimer import registry
+from lorimer.adapters._controller import Controller
 from lorimer.attachment.attach import attach
 from lorimer.attachment.attached import AttachedAdapter
 from lorimer.errors import DataError, LorimerError, MissingDependencyError, RecipeError, suggest
@@ -52,6 +53,7 @@ class Setup:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     order: Order
+    controller: Controller | None = None  # the method's own part in training
     base: dict[str, int] = field(default_factory=dict)  # fingerprint of the base before training
 
     def set_training(self) -> None:
@@ -101,7 +103,16 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
     optimizer = build_optimizer(adapter, recipe.train)
     accelerator.prepare(optimizer)  # so that clipping finds what to unscale; its wrapper's step is slow
     return Setup(
-        recipe, accelerator, task, model, data, adapter, list(adapter.parameters()), optimizer, order
+        recipe,
+        accelerator,
+        task,
+        model,
+        data,
+        adapter,
+        list(adapter.parameters()),
+        optimizer,
+        order,
+        _controller(adapter, recipe),
     )
 
 
@@ -177,6 +188,12 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
         rank_pattern=dict(section.rank_pattern.items()),
         alpha_pattern=dict(section.alpha_pattern.items()),
     )
+
+
+def _controller(adapter: AttachedAdapter, recipe: Recipe) -> Controller | None:
+    """What the method does in training beside following the gradient."""
+    layers = {path: each for path, each in adapter.layers.items() if not each.method.replaces}
+    return recipe.adapter.method_config().controller(layers, recipe.train.steps)
 
 
 def _enable_gradient_checkpointing(model: nn.Module) -> None:

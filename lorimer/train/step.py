@@ -27,7 +27,8 @@ def take_step(setup: Setup, step: int, batches: Iterator[Any]) -> tuple[Tensor, 
         batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
         seed_all(train.seed, "step", step, micro.number)
         share = micro_loss(setup, batch) * micro.share
-        accelerator.backward(share)
+        penalty = None if setup.controller is None else setup.controller.penalty()
+        accelerator.backward(share if penalty is None else share + penalty * micro.share)
         loss += share.detach()
     if accelerator.num_processes > 1:
         loss = _sum_over_processes(setup, loss)
@@ -41,6 +42,8 @@ def take_step(setup: Setup, step: int, batches: Iterator[Any]) -> tuple[Tensor, 
     else:
         accelerator.scaler.step(setup.optimizer)
         accelerator.scaler.update()
+    if setup.controller is not None:
+        setup.controller.after_step(step, finite)
     setup.optimizer.zero_grad()
     return loss, finite
 
