@@ -17,6 +17,9 @@ class EmbeddingGeometry(Geometry):
     def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (self.layer.num_embeddings,), ()
 
+    def file_kind(self) -> str:
+        return "embedding"
+
     @property
     def bias(self) -> Tensor | None:
         return None

@@ -26,11 +26,14 @@ class Geometry(ABC):
         called: the layer's forward is called and may be replaced; otherwise somebody reads the parameter,
             and adapted values are given to whoever reads.
         channel_axis: the axis of the layer's output that counts its rows.
+        dense_class: what the layer becomes when a plain weight is put in the place of its own; None where its
+            own is plain.
     """
 
     kind: ClassVar[str] = "matrix"
     called: ClassVar[bool] = True
     channel_axis: ClassVar[int] = -1
+    dense_class: ClassVar[type[nn.Module] | None] = None
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
         self.layer: Any = layer
@@ -42,6 +45,15 @@ class Geometry(ABC):
         weight = self.layer._parameters[self.parameter]
         assert isinstance(weight, Tensor)
         return weight
+
+    def like(self) -> Tensor:
+        """A tensor of the parameter's shape and type, whose values do not matter."""
+        return self.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameter is."""
+        return self.weight.device
 
     @property
     def bias(self) -> Tensor | None:
@@ -58,7 +70,7 @@ class Geometry(ABC):
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         """The inverse of `to_matrix`."""
-        return matrix.reshape(self.weight.shape)
+        return matrix.reshape(self.like().shape)
 
     def matrix(self) -> Tensor:
         """The frozen parameter as a matrix."""
@@ -102,9 +114,13 @@ class Geometry(ABC):
         axis = self.channel_axis % output.ndim
         return values.to(output.dtype).view(-1, *[1] * (output.ndim - axis - 1))
 
+    def file_kind(self) -> str:
+        """What files call such a parameter; see `LayerState`."""
+        return "layer" if self.called else "parameter"
+
     def spec(self, dtype: torch.dtype | None = None) -> WeightSpec:
         """What a method is told. `dtype` None means the weight's own, or float32 beside half precision."""
-        weight = self.weight
+        weight = self.like()
         down_shape, up_shape = self.factor_shapes()
         *stack, rows, columns = self.to_matrix(weight).shape
         own = torch.float32 if weight.dtype in _COARSE else weight.dtype
@@ -118,5 +134,5 @@ class Geometry(ABC):
             groups=int(getattr(self.layer, "groups", 1)),
             has_bias=self.bias is not None,
             dtype=dtype or own,
-            device=weight.device,
+            device=self.device,
         )

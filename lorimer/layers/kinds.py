@@ -18,11 +18,16 @@ from lorimer.layers.parameters import (
     TransposedStackGeometry,
     VectorGeometry,
 )
+from lorimer.layers.quantised import QuantisedLinearGeometry, is_quantised
 
 _Accepts = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool]
 
 # How messages call a layer -> what it looks like, and its geometry. The first that accepts a layer counts.
 _CALLED: dict[str, tuple[_Accepts, type[Geometry]]] = {
+    "Linear (bitsandbytes 4-bit, 8-bit, torchao)": (
+        lambda layer: isinstance(layer, nn.Linear) and is_quantised(layer),
+        QuantisedLinearGeometry,
+    ),
     "Linear": (nn.Linear, LinearGeometry),
     "Conv1d/2d/3d": ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ConvolutionGeometry),
     "ConvTranspose1d/2d/3d": (
@@ -91,7 +96,9 @@ def why_unusable(layer: nn.Module, parameter: str) -> str | None:
         return "has no weight yet; run the model once before attaching"
     if weight is None:
         return "computes its weight (a parametrization such as weight_norm); nothing can be merged into it"
-    if not weight.is_floating_point():
+    if type(weight).__name__ == "Params4bit" and not is_quantised(layer):
+        return "is not quantised yet; move the model to its device before attaching"
+    if not weight.is_floating_point() and geometry_of(layer) is not QuantisedLinearGeometry:
         return f"holds its weight as {str(weight.dtype).removeprefix('torch.')}, which cannot be adapted"
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
         return "rewrites its own rows when it is used (max_norm), so it cannot stay frozen; set max_norm=None"

@@ -16,7 +16,7 @@ class LinearGeometry(Geometry):
     """weight (out, in)."""
 
     def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (self.to_matrix(self.weight).shape[1],), ()
+        return (self.to_matrix(self.like()).shape[1],), ()
 
     def apply(self, weight: Tensor, bias: Tensor | None, input: Tensor, **options: Any) -> Tensor:
         return F.linear(input, self.to_matrix(weight), bias)

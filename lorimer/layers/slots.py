@@ -66,6 +66,7 @@ class LayerSlots(nn.Module):
         folded: within a forward of a layer that reads its parameters, their adapted values.
         rows: in a mixed batch, which adapter each row has; else None.
         originals: the parameters' own values while adapters are merged into them.
+        original_class: the layer's own class where merging changed it; else None.
     """
 
     def __init__(self) -> None:
@@ -73,6 +74,7 @@ class LayerSlots(nn.Module):
         self.folded: dict[str, Tensor] = {}
         self.rows: Rows | None = None
         self.originals: dict[str, Tensor] = {}
+        self.original_class: type[nn.Module] | None = None
 
     @property
     def _forward_pre_hooks(self) -> dict[int, Any]:

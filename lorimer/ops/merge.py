@@ -69,7 +69,7 @@ def merge(model: nn.Module, *, keep_original: bool = True) -> MergeReport:
         merged.append(change.name)
         notes += change.notes()
     for layer in {id(site.layer): site.layer for site in present.values()}.values():
-        stash_host(layer)
+        _make_plain(layer)
         if not keep_original:
             forget_stash(layer)
     if not keep_original:
@@ -92,7 +92,8 @@ def unmerge(model: nn.Module) -> None:
         assert slots is not None
         for name, original in slots.originals.items():
             _restore(layer, name, original)
-        slots.originals = {}
+        layer.__class__ = slots.original_class or type(layer)
+        slots.originals, slots.original_class = {}, None
         unstash_host(layer)
 
 
@@ -103,6 +104,7 @@ class _Change:
     Attributes:
         name: its name in the model.
         sharers: names of the same parameter in layers that do not change likewise.
+        dense_class: what a layer that keeps it quantised becomes; None for a plain one.
     """
 
     name: str
@@ -110,24 +112,36 @@ class _Change:
     parameter: str
     value: Tensor
     sharers: tuple[str, ...]
+    dense_class: type[nn.Module] | None
 
     def write(self, keep_original: bool) -> None:
         """Put the value in place and the original aside."""
         slots, old = slots_of(self.layer), self.layer._parameters[self.parameter]
         assert slots is not None and old is not None
+        anew = self.dense_class is not None or bool(self.sharers)
         if keep_original:
-            slots.originals[self.parameter] = old if self.sharers else old.data
-        value = _laid_out_as(old, self.value, slots)
-        if self.sharers:
-            self.layer._parameters[self.parameter] = nn.Parameter(value, requires_grad=False)
+            slots.originals[self.parameter] = old if anew else old.data
+        if self.dense_class is not None:
+            slots.original_class = self.layer.adapted_class  # type: ignore[assignment]
+        if anew:
+            self.layer._parameters[self.parameter] = nn.Parameter(self.value.clone(), requires_grad=False)
         else:
-            old.data = value
+            old.data = _laid_out_as(old, self.value, slots)
 
     def notes(self) -> list[str]:
         """What a person should know of it."""
-        if not self.sharers:
-            return []
-        return [f"{self.name} was the same as {', '.join(self.sharers)}; it is a weight of its own now"]
+        shared = f"{self.name} was the same as {', '.join(self.sharers)}; it is a weight of its own now"
+        plain = f"{self.name} was dequantised and is plain {str(self.value.dtype).removeprefix('torch.')} now"
+        return [note for note, true in ((shared, self.sharers), (plain, self.dense_class)) if true]
+
+
+def _make_plain(layer: nn.Module) -> None:
+    """Put a merged layer's slots out of sight; one whose weight was dequantised is a plain layer now."""
+    slots = slots_of(layer)
+    assert slots is not None
+    stash_host(layer)
+    if slots.original_class is not None:
+        layer.__class__ = slots.parameters_slots()["weight"].geometry.dense_class  # type: ignore[assignment]
 
 
 def _restore(layer: nn.Module, parameter: str, original: Tensor) -> None:
@@ -161,7 +175,7 @@ def _changes(model: nn.Module, present: dict[str, Site]) -> Iterator[_Change]:
             others = [user for user in users[shared] if user.layer is not layer]
             unlike = tuple(user.name for user in others if _acting(user.layer, user.parameter) != acting)
             if unlike or shared not in written:
-                yield _Change(name, layer, parameter, value, unlike)
+                yield _Change(name, layer, parameter, value, unlike, _dense_class(layer, parameter))
             written.add(shared)
 
 
@@ -189,6 +203,13 @@ def _acting(layer: nn.Module, parameter: str) -> list[tuple[int, float]]:
     slots = slots_of(layer)
     live = [] if slots is None else slots.live(parameter)
     return [(id(adapter), strength) for adapter, strength in live]
+
+
+def _dense_class(layer: nn.Module, parameter: str) -> type[nn.Module] | None:
+    """What the layer becomes where it keeps this parameter quantised; None where it does not."""
+    slots = slots_of(layer)
+    own = None if slots is None else slots.parameters_slots().get(parameter)
+    return None if own is None else own.geometry.dense_class
 
 
 def _laid_out_as(like: Tensor, value: Tensor, slots: LayerSlots) -> Tensor:
