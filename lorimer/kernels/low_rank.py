@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorimer.kernels.adapted import AdaptedLayer, Call, dora_gain, with_gain
 from lorimer.kernels.added import AddedUpdate
@@ -181,20 +181,3 @@ def _call(
     kept = kept_form(x, scales=isinstance(layer, LinearMap) and x.dtype == dtype) if keeps_input else None
     seed = draw_seed() if dropout else None
     return Call(layer, scale, dtype, autocasts(x), dropout, seed, plan, kept)
-
-
-def low_rank_linear(x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """scale · x A^T B^T of shape (..., out), from x (..., in), A (rank, in) and B (out, rank)."""
-    hidden = F.linear(x, A.to(x.dtype)) * scale
-    return F.linear(hidden, B.to(hidden.dtype))
-
-
-def low_rank_conv2d(x: Tensor, A: Tensor, B: Tensor, scale: float, layer: nn.Conv2d) -> Tensor:
-    """The same for an ungrouped convolution: `rank` filters A (rank, in, k_h, k_w) that move as the
-    layer's own do, then a 1 x 1 convolution B (out, rank, 1, 1)."""
-    padding = layer.padding
-    if layer.padding_mode != "zeros":
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = (0, 0)
-    hidden = F.conv2d(x, A.to(x.dtype), None, layer.stride, padding, layer.dilation) * scale
-    return F.conv2d(hidden, B.to(hidden.dtype))
