@@ -28,11 +28,22 @@ MAX_RANK = 16_384  # beyond any use; a file that claims more is refused before m
 # How a field of a method is marked that matters while training and not to the finished adapter: no file
 # carries it. `rank: int = training_only(8)`.
 _TRAINING_ONLY = "training_only"
+_DERIVED = "derived"
 
 
 def training_only(default: Any) -> Any:
     """A dataclass field that does not change what a finished adapter computes."""
     return dataclasses.field(default=default, metadata={_TRAINING_ONLY: True})
+
+
+def derived(default: Any) -> Any:
+    """A dataclass field that follows from others or from a file's tensors, so that nobody is asked for it."""
+    return dataclasses.field(default=default, metadata={_DERIVED: True})
+
+
+def asked_for(field: dataclasses.Field[Any]) -> bool:
+    """Whether a recipe may set a field of a method."""
+    return _DERIVED not in field.metadata
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorimer.adapters._base import Adapter, LowRankUpdate, Method, WeightSpec, training_only
+from lorimer.adapters._base import Adapter, LowRankUpdate, Method, WeightSpec, derived, training_only
 from lorimer.adapters._starts import DATA_STARTS, STARTS, fill
 from lorimer.errors import UsageError, suggest
 from lorimer.kernels.low_rank import low_rank_product
@@ -67,7 +67,7 @@ class LoRA(Method):
     dropout: float = training_only(0.0)
     rslora: bool = training_only(False)
     start: str = training_only("kaiming")
-    shifted: bool = False
+    shifted: bool = derived(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

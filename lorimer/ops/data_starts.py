@@ -281,6 +281,20 @@ class LoftQ(DataStart):
 STARTS: dict[str, type[DataStart]] = {start.name: start for start in (Eva, CorDA, LoraGA, LoftQ)}
 
 
+def data_start(name: str, options: Mapping[str, Any] | None = None) -> DataStart:
+    """The start of that name.
+
+    Raises:
+        UsageError: there is none, or it has no such options.
+    """
+    if name not in STARTS:
+        raise UsageError(f"no start is called {name!r}.{suggest(name, STARTS)} Known: {', '.join(STARTS)}")
+    try:
+        return STARTS[name](**options or {})
+    except TypeError as error:
+        raise UsageError(f"start {name!r} does not take {dict(options or {})!r}: {error}") from error
+
+
 def _for_each(places: Places, factors: Callable[[str, Place], Factors]) -> dict[str, Factors]:
     """Path -> factors(path, place), in errors with the path."""
     found = {}

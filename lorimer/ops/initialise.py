@@ -23,9 +23,9 @@ from lorimer.adapters._starts import put
 from lorimer.adapters.lora import LoRAAdapter
 from lorimer.attachment.attached import AttachedAdapter
 from lorimer.attachment.switches import disabled
-from lorimer.errors import UsageError, suggest
+from lorimer.errors import UsageError
 from lorimer.layers.host import sites
-from lorimer.ops.data_starts import STARTS, DataStart, Factors, Forward, Place, Run
+from lorimer.ops.data_starts import DataStart, Factors, Forward, Place, Run, data_start
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -67,20 +67,6 @@ def initialise(
         found = start.factors(places, Run(adapter.model, batches, forward, rows))
     for path, factors in found.items():
         _begin(places[path], factors, start.shifts)
-
-
-def data_start(name: str, options: Mapping[str, Any] | None = None) -> DataStart:
-    """The start of that name.
-
-    Raises:
-        UsageError: there is none, or it has no such options.
-    """
-    if name not in STARTS:
-        raise UsageError(f"no start is called {name!r}.{suggest(name, STARTS)} Known: {', '.join(STARTS)}")
-    try:
-        return STARTS[name](**options or {})
-    except TypeError as error:
-        raise UsageError(f"start {name!r} does not take {dict(options or {})!r}: {error}") from error
 
 
 def _places(adapter: AttachedAdapter, start: DataStart) -> dict[str, Place]:

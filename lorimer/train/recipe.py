@@ -14,7 +14,9 @@ environment, the file, the default. Relative paths mean the current directory.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -34,13 +36,15 @@ from pydantic import (
 )
 
 from lorimer import registry
-from lorimer.adapters._base import Method
+from lorimer.adapters._base import Method, asked_for
 from lorimer.errors import RecipeError, UsageError, suggest
+from lorimer.ops.data_starts import DataStart, data_start
 from lorimer.tasks._base import Section, Task
 from lorimer.train.recipe_text import describe_errors, parse_override, parse_yaml, rename_aliases
 
 ENVIRONMENT_PREFIX = "LORIMER_"
 _TASK_SECTIONS = ("data", "objective", "preview")  # whose classes belong to the task
+_DATA_STARTS = ("eva", "corda", "lora-ga")
 
 
 def _as_list(value: Any) -> Any:
@@ -48,6 +52,7 @@ def _as_list(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+NamesOrRows = Annotated[tuple[str, ...] | dict[str, tuple[NonNegativeInt, ...]], BeforeValidator(_as_list)]
 
 
 class AdapterSection(Section):
@@ -62,6 +67,10 @@ class AdapterSection(Section):
         "network_alpha": "alpha",
         "target_modules": "targets",
         "exclude_modules": "exclude",
+        "modules_to_save": "full",
+        "lora_dropout": "dropout",
+        "network_dropout": "dropout",
+        "use_rslora": "rslora",
     }
 
     method: str = "lora"
@@ -81,11 +90,42 @@ class AdapterSection(Section):
     """Another alpha for some layers: target -> alpha; the first match counts."""
     components: Names | None = None
     """Which parts of a model of several parts are adapted; null leaves it to the task."""
+    full: NamesOrRows = ()
+    """What is trained in full beside it and saved with it: names of modules or parameters, `norms`, `biases`;
+    or name -> rows, for the embeddings of new tokens."""
+    start_batches: PositiveInt = 8
+    """How many batches a start that looks at data (`eva`, `corda`, `lora-ga`) is shown."""
+    start_options: dict[str, Any] = Field({})
+    """Options of such a start, such as `{rho: 2}` or `{mode: knowledge-preserved}`."""
 
     def method_config(self) -> Method:
-        """The method that this section describes."""
+        """The method that this section describes; where the start looks at data, as it is before.
+
+        Raises:
+            UsageError: a value is impossible.
+        """
         method = registry.get("method", self.method)
-        return method(**{field.name: getattr(self, field.name) for field in dataclasses.fields(method)})
+        values = {name: getattr(self, name) for name in _own_fields(method)}
+        if method.ranked:
+            values |= {"rank": self.rank, "alpha": self.alpha}
+        if self.data_start is not None:
+            del values["start"]
+        made: Method = method(**values)
+        return made
+
+    @property
+    def data_start(self) -> DataStart | None:
+        """The start that looks at data, where one is asked for.
+
+        Raises:
+            UsageError: it has no such options.
+        """
+        name = getattr(self, "start", None)
+        if name in _DATA_STARTS:
+            return data_start(str(name), self.start_options)
+        if self.start_options:
+            raise UsageError(f"start_options are for the starts {', '.join(_DATA_STARTS)}")
+        return None
 
 
 def _precision(value: Any) -> Any:
@@ -246,8 +286,12 @@ def load_recipe(
         _merge(merged, rename_aliases(layer, schema, problems))
     try:
         recipe = schema.model_validate(merged)
+        if not problems:
+            recipe.adapter.method_config()
     except ValidationError as error:
         problems += describe_errors(error, schema)
+    except UsageError as error:
+        problems.append(f"adapter: {error}")
     if problems:
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         raise RecipeError("\n  ".join([f"{where}: {count}", *problems]))
@@ -265,15 +309,33 @@ def recipe_class(task: str, method: str = "lora") -> type[Recipe]:
 
 @cache
 def _class_of(task: type[Task], method: type[Method]) -> type[Recipe]:
-    types = typing.get_type_hints(method)
+    types, meanings = typing.get_type_hints(method), _meanings(method)
     own: dict[str, Any] = {
-        field.name: (types[field.name], ... if field.default is dataclasses.MISSING else field.default)
-        for field in dataclasses.fields(method)
-        if field.name not in AdapterSection.model_fields
+        name: (types[name], Field(**_default(field), description=meanings.get(name)))
+        for name, field in _own_fields(method).items()
     }
     adapter = create_model("AdapterSection", __base__=AdapterSection, **own)
     sections = {name: getattr(task, name.capitalize()) for name in _TASK_SECTIONS}
     return _with_sections({"adapter": adapter, **sections})
+
+
+def _own_fields(method: type[Method]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields that a method adds to the adapter's section."""
+    fields = {field.name: field for field in dataclasses.fields(method) if asked_for(field)}
+    return {name: field for name, field in fields.items() if name not in ("rank", "alpha")}
+
+
+def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    if field.default_factory is not dataclasses.MISSING:
+        return {"default_factory": field.default_factory}
+    return {} if field.default is dataclasses.MISSING else {"default": field.default}
+
+
+def _meanings(method: type[Method]) -> dict[str, str]:
+    """Field -> what the method's docstring says of it under `Attributes:`."""
+    _, _, attributes = (inspect.getdoc(method) or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+(?:, \w+)*): (.+(?:\n     .+)*)", attributes, re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 
 def _with_sections(sections: Mapping[str, type[Section]]) -> type[Recipe]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import Dataset
@@ -21,11 +22,12 @@ from lorimer import registry
 from lorimer.adapters._controller import Controller
 from lorimer.attachment.attach import attach
 from lorimer.attachment.attached import AttachedAdapter
-from lorimer.errors import DataError, LorimerError, MissingDependencyError, RecipeError, suggest
+from lorimer.errors import DataError, LorimerError, MissingDependencyError, RecipeError, UsageError, suggest
 from lorimer.layers.slots import LayerSlots
+from lorimer.ops.initialise import initialise
 from lorimer.tasks._base import Task
 from lorimer.train.optimizer import build_optimizer
-from lorimer.train.order import Order
+from lorimer.train.order import Order, SeededExamples
 from lorimer.train.recipe import Recipe
 from lorimer.train.seeding import seed_all
 
@@ -90,6 +92,7 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         raise DataError("data: there is not one example to learn from")
     seed_all(seed, "adapter")
     adapter = _attach(recipe, task, model)
+    _look_at_data(recipe, task, data, adapter, accelerator)
     if recipe.train.gradient_checkpointing:
         _enable_gradient_checkpointing(model)
     order = Order(
@@ -187,7 +190,35 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
         exclude=[*section.exclude, *others],
         rank_pattern=dict(section.rank_pattern.items()),
         alpha_pattern=dict(section.alpha_pattern.items()),
+        full=section.full,
     )
+
+
+def _look_at_data(
+    recipe: Recipe, task: Task, data: Dataset[Any], adapter: AttachedAdapter, accelerator: Accelerator
+) -> None:
+    """Begin the adapter as the first batches tell, where the recipe asks for such a start. Every process
+    looks at the same ones, so that all begin alike."""
+    start, train = recipe.adapter.data_start, recipe.train
+    if start is None:
+        return
+    order = Order(len(data), train.batch_size, 1, train.seed)  # type: ignore[arg-type]
+    examples = SeededExamples(data, train.seed)
+
+    def batches() -> Iterator[Any]:
+        for number, places in enumerate(order.batches(0, recipe.adapter.start_batches)):
+            batch = task.collate([examples[place] for place in places])
+            seed_all(train.seed, "start", number)
+            yield send_to_device(batch, accelerator.device)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with accelerator.autocast():
+            return task.loss(model, batch)
+
+    try:
+        initialise(adapter, start, batches(), forward=loss)
+    except UsageError as error:
+        raise RecipeError(f"adapter.start: {error}") from error
 
 
 def _controller(adapter: AttachedAdapter, recipe: Recipe) -> Controller | None:

@@ -117,7 +117,7 @@ def test_a_near_miss_of_another_tool_s_name_suggests_ours() -> None:
 def test_unknown_task_and_method_are_suggested_and_the_rest_is_still_checked() -> None:
     text = mistakes("task=modul", "adapter.method=lorra", "train.step=1")
     assert "task: no task is called 'modul'. Did you mean 'module'?" in text
-    assert "adapter.method: no method is called 'lorra'. Did you mean 'lora'?" in text
+    assert "adapter.method: no method is called 'lorra'. Did you mean 'lora'" in text
     assert "train.step: unknown key" in text
 
 
