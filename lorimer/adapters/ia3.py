@@ -53,13 +53,10 @@ class IA3(Method):
     @classmethod
     def layer_config(cls, layer: LayerState, config: Mapping[str, Any]) -> dict[str, Any]:
         """A file of another program may hold both kinds; beside a matrix the shape tells which it is."""
-        *_, rows, columns = (1, *layer.tensors["l"].shape)
-        told = {(True, False): "output", (False, True): "input"}.get((rows > 1, columns > 1))
-        return (
-            dict(config)
-            if told is None or layer.tensors["l"].ndim > 2 + layer.stacked
-            else {**config, "on": told}
-        )
+        shape = layer.tensors["l"].shape[layer.stacked :]
+        if len(shape) != 2 or shape[0] == shape[1]:  # beside a convolution, or a single channel
+            return dict(config)
+        return {**config, "on": "output" if shape[1] == 1 else "input"}
 
     def build(self, spec: WeightSpec) -> IA3Adapter:
         return IA3Adapter(self, spec)
@@ -100,11 +97,11 @@ class IA3Adapter(Adapter):
         return self._values() * bias if bias is not None and self.on_output else bias
 
     def forward(self, x: Tensor, base: Geometry, strength: float) -> Tensor | None:
+        if not x.is_floating_point():  # token numbers; an embedding has rules of its own for gradients
+            return None
         factor = 1 + strength * (self._values() - 1)
         if self.on_output:
             return scale_channels(base.output(x), factor, base.channel_axis)
-        if not x.is_floating_point():  # token numbers
-            return None
         return base.output(scale_channels(x, factor, base.channel_axis))
 
     def _values(self) -> Tensor:
