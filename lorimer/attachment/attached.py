@@ -11,7 +11,7 @@ from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.attachment.report import Report, report_on
 from lorimer.attachment.schedule import finite
 from lorimer.errors import StateError
-from lorimer.layers.host import Host, Site, sites
+from lorimer.layers.host import Host, Site, is_sharded, sites
 
 
 class AttachedAdapter:
@@ -80,7 +80,8 @@ class AttachedAdapter:
         return report_on(self.model, found)
 
     def state(self) -> AdapterState:
-        """A copy of the adapter outside the model, on the CPU, as the file formats take it."""
+        """A copy of the adapter outside the model, on the CPU, as the file formats take it. Of a sharded model
+        it is the whole adapter, and every process must call it."""
         found = {path: (site, site.slots[self.name]) for path, site in self._sites().items()}
         layers = {path: _layer_state(*each) for path, each in found.items() if not each[1].method.replaces}
         full = {
@@ -105,15 +106,21 @@ class AttachedAdapter:
 def _layer_state(site: Site, adapter: Adapter) -> LayerState:
     geometry = site.geometry(site.layer, site.parameter)
     spec = geometry.spec()
-    tensors = {name: value.detach().cpu().clone() for name, value in adapter.state_dict().items()}
+    tensors = {name: _outside(value) for name, value in adapter.state_dict().items()}
     method = adapter.method
     kind = geometry.file_kind()
     return LayerState(tensors, method.rank, method.scaled_alpha, spec.groups, len(spec.stack), kind)
 
 
 def _parameter_state(adapter: Adapter) -> ParameterState:
-    value: Tensor = adapter.state_dict()["value"]
-    return ParameterState(value.detach().cpu().clone(), getattr(adapter.method, "rows", None))
+    value = _outside(adapter.state_dict()["value"])
+    return ParameterState(value, getattr(adapter.method, "rows", None))
+
+
+def _outside(value: Tensor) -> Tensor:
+    """A copy on the CPU; of a sharded tensor, the whole, for which every process must ask."""
+    whole: Tensor = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+    return whole.detach().to("cpu", copy=True)
 
 
 def attached(model: nn.Module) -> dict[str, AttachedAdapter]:

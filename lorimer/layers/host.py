@@ -256,6 +256,11 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 yield (f"{path}.{name}" if path else name), parameter
 
 
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a `DTensor`, of which each process has a part."""
+    return hasattr(tensor, "full_tensor")
+
+
 def slots_of(layer: nn.Module) -> LayerSlots | None:
     """The layer's slots, whether it is live or merged; None where it is not adapted."""
     slots = layer._modules.get(SLOTS) if isinstance(layer, Host) else layer.__dict__.get(_STASH)
@@ -331,8 +336,9 @@ def _read_property(parameter: str) -> property:
         slots = layer._modules[SLOTS]
         if parameter in slots.folded:
             return slots.folded[parameter]
-        if not slots.live(parameter):
-            return layer._parameters[parameter]
+        own = layer._parameters[parameter]
+        if not slots.live(parameter) or is_sharded(own):  # only who shards it reads it outside the forward
+            return own
         return folded_parameter(layer, parameter)
 
     def write(layer: Any, value: Any) -> None:
