@@ -40,7 +40,6 @@ class Call:
         dtype: what is computed in; the tensors come in their own types.
         casts_weight: autocast is on; without it a weight of another type than the input's is an error.
         seed: draws the dropout mask; None where nothing is dropped.
-        input: the form in which x is kept for the backward pass; None where none is needed.
     """
 
     layer: LayerMap
@@ -50,7 +49,6 @@ class Call:
     dropout: float
     seed: int | None
     plan: Plan
-    input: Input | None
 
     def mask(self, x: Tensor) -> Tensor | None:
         """The dropout mask of this call for x, the same one each time; None where nothing is dropped."""
@@ -180,7 +178,11 @@ def dora_gain(magnitude: Tensor, norm: Tensor) -> Tensor:
 
 
 class AdaptedLayer(Function):
-    """The layer, its update and, where a magnitude is given, DoRA's gain."""
+    """The layer, its update and, where a magnitude is given, DoRA's gain.
+
+    `input` is the form in which x is kept, None where the backward pass does not need it. Like every tensor
+    it is handed to `save_for_backward` and to nothing else, so that torch decides how long it lives.
+    """
 
     @staticmethod
     def forward(
@@ -193,6 +195,7 @@ class AdaptedLayer(Function):
         magnitude: Tensor | None,
         norm: Tensor | None,
         call: Call,
+        input: Input | None,
     ) -> Tensor:
         gain = None if magnitude is None or norm is None else dora_gain(magnitude, norm)
         with own_precision(x):
@@ -200,7 +203,7 @@ class AdaptedLayer(Function):
         ctx.call, ctx.shape = call, x.shape
         hidden = hidden if call.plan.keep_hidden else None
         output = keep_output(ctx, y) if ctx.needs_input_grad[5] else None
-        kept = () if call.input is None else call.input.tensors()
+        kept = () if input is None else input.tensors()
         ctx.save_for_backward(weight, bias, A, B, gain, norm, hidden, output, *kept)
         return y
 
@@ -215,7 +218,7 @@ def _adapted_layer_backward(ctx: Any, g: Tensor) -> Gradients:
     call: Call = ctx.call
     weight, bias, A, B, gain, norm, hidden, output, *kept = ctx.saved_tensors
     wants_x, wants_weight, wants_bias, wants_A, wants_B, wants_magnitude = ctx.needs_input_grad[:6]
-    input = None if call.input is None else Input.of(kept)
+    input = Input.of(kept) if kept else None
     a, b = call.factors(A, B)
     update = FactorGradients(call, g, a, with_gain(b, gain), hidden, input)
     dx = dweight = dbias = dA = dB = dmagnitude = None
@@ -237,7 +240,7 @@ def _adapted_layer_backward(ctx: Any, g: Tensor) -> Gradients:
         if y is None:
             y, _ = call.product(update.input.whole(), weight, bias, a, b, gain)
         dmagnitude = _magnitude_gradient(call, g, y, bias, gain, norm)
-    return dx, dweight, dbias, dA, dB, dmagnitude, None, None
+    return dx, dweight, dbias, dA, dB, dmagnitude, None, None, None
 
 
 def _magnitude_gradient(

@@ -22,7 +22,9 @@ class AddedUpdate(Function):
     """output (..., out) is changed and returned; the factors as in `AdaptedLayer`."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, A: Tensor, B: Tensor, call: Call) -> Tensor:
+    def forward(
+        ctx: Any, output: Tensor, x: Tensor, A: Tensor, B: Tensor, call: Call, input: Input | None
+    ) -> Tensor:
         with own_precision(x):
             a, b = call.factors(A, B)
             z = x.to(call.dtype)
@@ -30,7 +32,7 @@ class AddedUpdate(Function):
             call.layer.lift_(output, hidden.to(output.dtype), b.to(output.dtype), call.scale)
         ctx.mark_dirty(output)
         ctx.call, ctx.shape = call, x.shape
-        kept = () if call.input is None else call.input.tensors()
+        kept = () if input is None else input.tensors()
         ctx.save_for_backward(A, B, hidden if call.plan.keep_hidden else None, *kept)
         return output
 
@@ -40,10 +42,10 @@ class AddedUpdate(Function):
         call: Call = ctx.call
         A, B, hidden, *kept = ctx.saved_tensors
         _, wants_x, wants_A, wants_B = ctx.needs_input_grad[:4]
-        input = None if call.input is None else Input.of(kept)
+        input = Input.of(kept) if kept else None
         with own_precision(g):
             update = FactorGradients(call, g.to(call.dtype), *call.factors(A, B), hidden, input)
             dx = update.dx(None, shape_only(ctx.shape, update.g, input)) if wants_x else None
             dA = update.dA() if wants_A else None
             dB = update.dB().view_as(B) if wants_B else None
-        return g, dx, dA, dB, None
+        return g, dx, dA, dB, None, None

@@ -22,7 +22,7 @@ from lorimer.kernels.maps import Convolution, LayerMap, LinearMap
 from lorimer.kernels.mixed_rows import add_low_rank_rows
 from lorimer.kernels.plan import choose, mergeable
 from lorimer.kernels.precision import autocasts, compute_dtype, own_precision, plain_ops_needed
-from lorimer.kernels.rematerialise import kept_form
+from lorimer.kernels.rematerialise import Input, kept_form
 
 __all__ = [
     "Convolution",
@@ -109,7 +109,8 @@ def adapted_layer(
         return _plain_layer(layer, x, weight, bias, A, B, scale, dropout, gain)
     keeps_input = _trains(A, weight, magnitude)
     call = _call(layer, x, weight, A, B, scale, dropout, keeps_input)
-    y: Tensor = AdaptedLayer.apply(x, weight, bias, A, B, magnitude, norm, call)
+    kept = _kept(layer, x, call.dtype) if keeps_input else None
+    y: Tensor = AdaptedLayer.apply(x, weight, bias, A, B, magnitude, norm, call, kept)
     return y
 
 
@@ -120,8 +121,10 @@ def _added(
         dtype = compute_dtype(x)
         with own_precision(x):
             return output + _update(layer, x.to(dtype), A, B.flatten(1), scale, dropout).to(output.dtype)
-    call = _call(layer, x, None, A, B, scale, dropout, _trains(A))
-    changed: Tensor = AddedUpdate.apply(output, x, A, B, call)
+    keeps_input = _trains(A)
+    call = _call(layer, x, None, A, B, scale, dropout, keeps_input)
+    kept = _kept(layer, x, call.dtype) if keeps_input else None
+    changed: Tensor = AddedUpdate.apply(output, x, A, B, call, kept)
     return changed
 
 
@@ -178,6 +181,10 @@ def _call(
         trains_B=_trains(B),
         keeps_input=keeps_input,
     )
-    kept = kept_form(x, scales=isinstance(layer, LinearMap) and x.dtype == dtype) if keeps_input else None
     seed = draw_seed() if dropout else None
-    return Call(layer, scale, dtype, autocasts(x), dropout, seed, plan, kept)
+    return Call(layer, scale, dtype, autocasts(x), dropout, seed, plan)
+
+
+def _kept(layer: LayerMap, x: Tensor, dtype: torch.dtype) -> Input:
+    """The form in which x is kept; a convolution mixes pixels, so scales do not commute with it."""
+    return kept_form(x, scales=isinstance(layer, LinearMap) and x.dtype == dtype)

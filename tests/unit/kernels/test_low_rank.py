@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 
 import pytest
@@ -277,6 +278,23 @@ def test_gradient_checkpointing_changes_nothing(ours, reentrant, lead):
     expected = torch.autograd.grad(block(*inputs).sum(), inputs)
     checkpoint(block, *inputs, use_reentrant=reentrant).sum().backward()
     assert all(torch.equal(tensor.grad, right) for tensor, right in zip(inputs, expected, strict=True))
+
+
+@both
+def test_checkpointing_keeps_nothing_inside_and_a_held_loss_keeps_nothing_either(ours):
+    inputs, inside = leaves(tensors(7)), []
+
+    def block(x: Tensor, *rest: Tensor) -> Tensor:
+        hidden = x.sin()
+        inside.append(weakref.ref(hidden.untyped_storage()))
+        return ours(hidden, *rest).sin()
+
+    loss = checkpoint(block, *inputs, use_reentrant=False).sum()
+    assert inside[-1]() is None
+    loss = block(*inputs).sum()
+    assert inside[-1]() is not None
+    loss.backward()
+    assert inside[-1]() is None and loss.grad_fn is not None
 
 
 def kept_bytes(ours, lead: tuple[int, ...], frozen: str = "Wb") -> int:
