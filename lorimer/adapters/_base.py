@@ -238,6 +238,11 @@ class Method(ABC):
         return {}
 
     @classmethod
+    def known(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        """The tensors that a layer may have under a config."""
+        return frozenset(cls.tensors)
+
+    @classmethod
     def required(cls, config: Mapping[str, Any]) -> frozenset[str]:
         """The tensors that every layer must have under a config."""
         return frozenset(cls.tensors.keys() - cls.optional)

@@ -19,6 +19,8 @@ class LayerState:
         rank, alpha: scale = alpha / rank, for every method.
         groups: the convolution's; most file formats hold groups = 1 alone.
         stacked: how many leading axes of every tensor count the matrices of a stack: 0 or 1.
+        kind: "layer" (the weight of a layer that is called), "embedding", or "parameter" (one that its owner
+            reads by itself, such as attention's packed projection).
     """
 
     tensors: dict[str, Tensor]
@@ -26,6 +28,7 @@ class LayerState:
     alpha: float
     groups: int = 1
     stacked: int = 0
+    kind: str = "layer"
 
     @property
     def scale(self) -> float:

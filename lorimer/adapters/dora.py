@@ -10,7 +10,7 @@ the paper's DoRA.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,9 +19,10 @@ from torch import Tensor
 from lorimer import registry
 from lorimer.adapters._base import Adapter, Method, WeightSpec, training_only
 from lorimer.adapters.lora import LoRA
-from lorimer.errors import UsageError
+from lorimer.errors import FileFormatError, UsageError
 
 if TYPE_CHECKING:
+    from lorimer.adapters._state import LayerState
     from lorimer.layers.geometry import Geometry
 
 _PART = "direction."  # what the names of the direction's tensors begin with
@@ -42,7 +43,11 @@ class DoRA(Method):
     kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {
         **{_PART + name: suffixes for name, suffixes in LoRA.tensors.items()},
-        "magnitude": {"peft": "lora_magnitude_vector.weight", "kohya": "dora_scale"},
+        "magnitude": {
+            "peft": "lora_magnitude_vector",
+            "peft-embedding": "lora_magnitude_vector",
+            "kohya": "dora_scale",
+        },
     }
     optional: ClassVar[frozenset[str]] = frozenset(_PART + name for name in LoRA.optional)
     fast_tensors: ClassVar[frozenset[str]] = frozenset({_PART + "B"})
@@ -64,6 +69,51 @@ class DoRA(Method):
 
     def build(self, spec: WeightSpec) -> DoRAAdapter:
         return DoRAAdapter(self, self._direction().build(spec), spec)
+
+    @classmethod
+    def known(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        direction = registry.get("method", config.get("direction", "lora"))
+        inner = direction.known(config.get("options", {}))
+        return frozenset({"magnitude", *(_PART + name for name in inner)})
+
+    @classmethod
+    def required(cls, config: Mapping[str, Any]) -> frozenset[str]:
+        direction = registry.get("method", config.get("direction", "lora"))
+        inner = direction.required(config.get("options", {}))
+        return frozenset({"magnitude", *(_PART + name for name in inner)})
+
+    @classmethod
+    def config_of(cls, layers: Mapping[str, LayerState]) -> dict[str, Any]:
+        options = LoRA.config_of({path: _within(layer) for path, layer in layers.items()})
+        return {"options": options} if options else {}
+
+    @classmethod
+    def to_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        """PEFT keeps the magnitudes of a convolution as (1, out, 1, 1), LyCORIS all of them as (out, 1, ...)."""
+        magnitude = layer.tensors["magnitude"]
+        inner = LoRA.to_dialect(_within(layer), dialect)
+        if "A" not in inner.tensors:  # another direction than LoRA; no dialect has names for it
+            return layer
+        kernel = [1] * (inner.tensors["A"].ndim - 2)
+        if dialect == "kohya":
+            magnitude = magnitude.view(-1, 1, *kernel)
+        elif kernel:
+            magnitude = magnitude.view(1, -1, *kernel)
+        tensors = {_PART + name: tensor for name, tensor in inner.tensors.items()}
+        return replace(inner, tensors={**tensors, "magnitude": magnitude})
+
+    @classmethod
+    def from_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
+        magnitude, up = layer.tensors["magnitude"], layer.tensors.get(_PART + "B")
+        if up is None:
+            return layer
+        rows = 1 if dialect == "peft" and magnitude.ndim > 1 else 0
+        if magnitude.shape[rows] != up.shape[0] or magnitude.numel() != up.shape[0]:
+            raise FileFormatError(
+                f"its magnitudes of shape {tuple(magnitude.shape)} do not belong to the {up.shape[0]} rows of the "
+                "weight; DoRA over its columns is not supported, merge it in the program that made it"
+            )
+        return replace(layer, tensors={**layer.tensors, "magnitude": magnitude.flatten()})
 
     def _direction(self) -> Method:
         """The direction's own config."""
@@ -106,6 +156,12 @@ class DoRAAdapter(Adapter):
         if update is None or strength != 1.0:
             return None
         return base.low_rank(x, update.A, update.B, update.scale, update.dropout, self.magnitude)
+
+
+def _within(layer: LayerState) -> LayerState:
+    """The direction's own part of a layer."""
+    own = {name.removeprefix(_PART): t for name, t in layer.tensors.items() if name.startswith(_PART)}
+    return replace(layer, tensors=own)
 
 
 def _row_norms(weight: Tensor) -> Tensor:

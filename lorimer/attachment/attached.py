@@ -28,8 +28,9 @@ class AttachedAdapter:
     @property
     def layers(self) -> dict[str, Adapter]:
         """Path -> this adapter's parameters there, in the model's order: a module's path for its weight, the
-        parameter's own for any other; what is trained in full included."""
-        return {path: site.slots[self.name] for path, site in self._sites().items()}
+        parameter's own for any other; what is trained in full included. An adapter that acts on several
+        layers that share a weight comes once."""
+        return {path: site.slots[self.name] for path, site in self._own_sites().items()}
 
     @property
     def method(self) -> str:
@@ -76,7 +77,7 @@ class AttachedAdapter:
 
     def report(self) -> Report:
         """What is attached where, how many parameters of how many, how large the file will be."""
-        found = {path: (site, site.slots[self.name]) for path, site in self._sites().items()}
+        found = {path: (site, site.slots[self.name]) for path, site in self._own_sites().items()}
         return report_on(self.model, found)
 
     def state(self) -> AdapterState:
@@ -102,11 +103,19 @@ class AttachedAdapter:
             raise StateError(f"the adapter {self.name!r} is no longer attached")
         return found
 
+    def _own_sites(self) -> dict[str, Site]:
+        """Its sites, one for each of its adapters."""
+        own: dict[int, tuple[str, Site]] = {}
+        for path, site in self._sites().items():
+            if not site.geometry.mirrored:
+                own.setdefault(id(site.slots[self.name]), (path, site))
+        return dict(own.values())
+
 
 def _layer_state(site: Site, adapter: Adapter) -> LayerState:
     geometry = site.geometry(site.layer, site.parameter)
     spec = geometry.spec()
-    tensors = {name: _outside(value) for name, value in adapter.state_dict().items()}
+    tensors = {name: _outside(value) for name, value in geometry.filed(adapter.state_dict()).items()}
     method = adapter.method
     kind = geometry.file_kind()
     return LayerState(tensors, method.rank, method.scaled_alpha, spec.groups, len(spec.stack), kind)

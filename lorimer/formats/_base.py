@@ -15,6 +15,7 @@ class Format(ABC):
     name: ClassVar[str]
     description: ClassVar[str]  # one line for `lorimer convert --help`
     folder: ClassVar[bool] = False  # writes a folder rather than a file
+    dialect: ClassVar[str | None] = None  # whose names and shapes it keeps; None: each method's own, exactly
 
     @staticmethod
     @abstractmethod

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,12 @@ def shown(keys: Iterable[str]) -> str:
 
 def sort_by_layer(
     tensors: Mapping[str, Tensor], dialect: str, where: str, method: str | None = None
-) -> tuple[type[Method], dict[str, dict[str, Tensor]]]:
+) -> tuple[type[Method], dict[str, FoundLayer]]:
     """Find the method that the keys speak of, and give its tensors by layer and by its own names.
 
     Args:
-        tensors: "<layer>.<suffix>" -> tensor, with the suffixes that methods declare for `dialect`.
+        tensors: "<layer>.<suffix>" -> tensor, with the suffixes that methods declare for `dialect`, or for
+            embeddings in it.
         where: the file, for messages.
         method: the method that the file names, if it does; it decides between methods with equal tensors.
 
@@ -72,41 +73,85 @@ def sort_by_layer(
     """
     if not tensors:
         raise FileFormatError(f"{where}: holds no tensors")
-    methods = registry.all_of("method")
-    dialects = {
-        name: {entry[dialect]: tensor for tensor, entry in plugin.tensors.items() if dialect in entry}
-        for name, plugin in methods.items()
-    }
-    needed = {
-        name: {suffix for suffix, tensor in dialects[name].items() if tensor not in plugin.optional}
-        for name, plugin in methods.items()
-    }
-    suffixes = sorted({suffix for known in dialects.values() for suffix in known}, key=len, reverse=True)
+    tables = {kind: _suffixes(name) for kind, name in _kinds_of(dialect).items()}
+    suffixes = {suffix for table in tables.values() for known in table.values() for suffix in known}
+    by_length = sorted(suffixes, key=len, reverse=True)
     found: dict[str, dict[str, Tensor]] = {}
     unknown: list[str] = []
     for key, tensor in tensors.items():
-        suffix = next((each for each in suffixes if key.endswith(f".{each}")), None)
+        suffix = next((each for each in by_length if key.endswith(f".{each}")), None)
         if suffix is None:
             unknown.append(key)
         else:
             found.setdefault(key.removesuffix(f".{suffix}"), {})[suffix] = tensor
     if unknown:
         raise FileFormatError(f"{where}: keys that no known method writes: {shown(unknown)}")
-    present = {suffix for layer in found.values() for suffix in layer}
-    fitting = {name: known for name, known in dialects.items() if needed[name] <= present <= known.keys()}
-    if not fitting:
-        raise FileFormatError(f"{where}: no known method has the tensors {shown(present)} together")
-    # The plainest method that explains every key, unless the file says which.
-    chosen = method if method in fitting else min(fitting, key=lambda name: (len(fitting[name]), name))
-    required = needed[chosen]
-    missing = [f"{layer}.{suffix}" for layer, own in found.items() for suffix in required - own.keys()]
+    chosen = registry.get("method", _fitting_method(found, tables, method, where))
+    layers: dict[str, FoundLayer] = {}
+    missing: list[str] = []
+    for layer, own in found.items():
+        kind = next(kind for kind, table in tables.items() if own.keys() <= table[chosen.name].keys())
+        names = tables[kind][chosen.name]
+        layers[layer] = FoundLayer({names[suffix]: tensor for suffix, tensor in own.items()}, kind)
+        lacking = {suffix for suffix, name in names.items() if name in chosen.required({})} - own.keys()
+        missing += [f"{layer}.{suffix}" for suffix in lacking]
     if missing:
         raise FileFormatError(f"{where}: incomplete, it lacks {shown(missing)}")
-    layers = {
-        layer: {fitting[chosen][suffix]: tensor for suffix, tensor in own.items()}
-        for layer, own in found.items()
+    return chosen, layers
+
+
+@dataclasses.dataclass
+class FoundLayer:
+    """A layer's tensors by the method's own names, and its kind (see `LayerState`)."""
+
+    tensors: dict[str, Tensor]
+    kind: str
+
+
+def _kinds_of(dialect: str) -> dict[str, str]:
+    """Kind of layer -> the name under which methods declare its suffixes in a dialect."""
+    return {"layer": dialect, "embedding": f"{dialect}-embedding"}
+
+
+def _suffixes(dialect: str) -> dict[str, dict[str, str]]:
+    """Method -> suffix in the dialect -> the method's own name of the tensor."""
+    return {
+        name: {entry[dialect]: tensor for tensor, entry in plugin.tensors.items() if dialect in entry}
+        for name, plugin in registry.all_of("method").items()
     }
-    return registry.get("method", chosen), layers
+
+
+def _fitting_method(
+    found: Mapping[str, Mapping[str, Tensor]],
+    tables: Mapping[str, Mapping[str, Mapping[str, str]]],
+    named: str | None,
+    where: str,
+) -> str:
+    """The plainest method that explains every layer's suffixes, unless the file says which."""
+
+    def explains(name: str, suffixes: Collection[str]) -> bool:
+        return any(suffixes <= table[name].keys() for table in tables.values())  # type: ignore[operator]
+
+    present = {frozenset(own) for own in found.values()}
+    every = {suffix for own in present for suffix in own}
+    methods = registry.all_of("method")
+    fitting = [name for name in methods if all(explains(name, own) for own in present)]
+    if named in fitting:
+        return str(named)
+
+    def absent(name: str) -> int:
+        """How many tensors that the method needs stand nowhere in the file."""
+        known = {
+            suffix for table in tables.values() for suffix, own in table[name].items() if suffix in every
+        }
+        found_names = {
+            table[name][suffix] for table in tables.values() for suffix in known & table[name].keys()
+        }
+        return len(methods[name].required({}) - found_names)
+
+    if not fitting:
+        raise FileFormatError(f"{where}: no known method has the tensors {shown(every)} together")
+    return min(fitting, key=lambda name: (absent(name), len(methods[name].required({})), name))
 
 
 def require_writable(state: AdapterState) -> None:
@@ -120,35 +165,69 @@ def require_writable(state: AdapterState) -> None:
         checked_alpha(layer.alpha, repr(path))
 
 
-def keyed_tensors(state: AdapterState, dialect: str, format: str) -> dict[str, dict[str, Tensor]]:
-    """The inverse of `sort_by_layer`: layer -> suffix -> tensor.
+def in_dialect(state: AdapterState, dialect: str, format: str) -> AdapterState:
+    """The adapter as programs of a dialect know it; the same update of every layer.
 
     Raises:
-        FileFormatError: the method has no names in this dialect, or a layer is a grouped convolution,
-            which no dialect but lorimer's own can hold.
+        FileFormatError: no program of the dialect can hold such an adapter.
     """
     require_writable(state)
-    if state.full:
-        raise FileFormatError(
-            f"the {format} format cannot hold parameters that were trained in full "
-            f"({shown(state.full)}). Use format 'lorimer', which holds any adapter"
-        )
     method = registry.get("method", state.method)
-    keyed: dict[str, dict[str, Tensor]] = {}
     for path, layer in state.layers.items():
         if layer.groups != 1:
             raise FileFormatError(
                 f"the {format} format cannot hold {path!r}: in a convolution with groups = {layer.groups} "
                 "its programs expect a factor over all input channels. Use format 'lorimer', or merge"
             )
-        nameless = [name for name in layer.tensors if dialect not in method.tensors.get(name, {})]
-        if nameless or not method.rank_axes:
+        known = any(_kinds_of(dialect).get(layer.kind) in own for own in method.tensors.values())
+        if layer.stacked or (layer.kind != "layer" and not known):
+            raise FileFormatError(
+                f"the {format} format cannot hold {path!r}, which is no weight of a layer of its own. "
+                "Use format 'lorimer', which holds any adapter, or merge"
+            )
+    layers = {path: method.to_dialect(layer, dialect) for path, layer in state.layers.items()}
+    config = state.config
+    for layer in list(layers.values())[:1]:  # what the tensors say themselves may have changed
+        config = method(**method.layer_config(layer, config)).config()
+    return dataclasses.replace(state, layers=layers, config=config)
+
+
+def as_read_back(state: AdapterState, dialect: str | None, format: str) -> AdapterState:
+    """What a format of this dialect gives for `state` after writing and reading; see `in_dialect`."""
+    if dialect is None:
+        return state
+    method, written = registry.get("method", state.method), in_dialect(state, dialect, format)
+    layers = {path: method.from_dialect(layer, dialect) for path, layer in written.layers.items()}
+    return dataclasses.replace(written, layers=layers)
+
+
+def keyed_tensors(state: AdapterState, dialect: str, format: str) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `sort_by_layer`, for a state that is `in_dialect`: layer -> suffix -> tensor.
+
+    Raises:
+        FileFormatError: the method has no names in this dialect.
+    """
+    method = registry.get("method", state.method)
+    keyed: dict[str, dict[str, Tensor]] = {}
+    for path, layer in state.layers.items():
+        own = _kinds_of(dialect)[layer.kind]
+        nameless = [name for name in layer.tensors if own not in method.tensors.get(name, {})]
+        if nameless:
             raise FileFormatError(
                 f"the {format} format has no names for the tensors of method {state.method!r}. "
                 "Use format 'lorimer', which holds any adapter"
             )
-        keyed[path] = {method.tensors[name][dialect]: tensor for name, tensor in layer.tensors.items()}
+        keyed[path] = {method.tensors[name][own]: tensor for name, tensor in layer.tensors.items()}
     return keyed
+
+
+def require_nothing_in_full(state: AdapterState, format: str) -> None:
+    """Raise `FileFormatError` where parameters were trained in full and the format has no place for them."""
+    if state.full:
+        raise FileFormatError(
+            f"the {format} format cannot hold parameters that were trained in full "
+            f"({shown(state.full)}). Use format 'lorimer', which holds any adapter"
+        )
 
 
 def rank_of(method: type[Method], tensors: Mapping[str, Tensor], where: str, stacked: int = 0) -> int | None:
@@ -245,6 +324,8 @@ def write_marker(state: AdapterState) -> dict[str, str]:
         "components": state.components,
         "metadata": portable(state.metadata),
     }
+    if state.full:
+        facts["full"] = sorted(state.full)
     return {MARKER: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
 
 
@@ -256,6 +337,7 @@ class Marker:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     components: tuple[str, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    full: tuple[str, ...] = ()
 
 
 def read_marker(header: Mapping[str, str], where: str) -> Marker:
@@ -268,12 +350,16 @@ def read_marker(header: Mapping[str, str], where: str) -> Marker:
         return Marker()
     where = f"{where}: header entry {MARKER}"
     facts = parse_json(header[MARKER], where)
-    if not isinstance(facts, dict) or facts.keys() != {"method", "config", "components", "metadata"}:
+    known = {"method", "config", "components", "metadata"}
+    if not isinstance(facts, dict) or not known <= facts.keys() <= known | {"full"}:
         raise FileFormatError(f"{where}: must hold method, config, components and metadata")
+    full = facts.get("full", [])
+    if not isinstance(full, list) or not all(isinstance(name, str) for name in full):
+        raise FileFormatError(f"{where}: full must be a list of names")
     method = checked_method(facts["method"], where)
     config = checked_config(registry.get("method", method), facts["config"], where)
     components = checked_components(facts["components"], where)
-    return Marker(method, config, components, checked_metadata(facts["metadata"], where))
+    return Marker(method, config, components, checked_metadata(facts["metadata"], where), tuple(full))
 
 
 _ABSOLUTE = re.compile(
@@ -315,8 +401,11 @@ def make_layer(
     rank: int | None,
     alpha: float | None,
     stacked: int = 0,
+    kind: str = "layer",
+    dialect: str | None = None,
 ) -> LayerState:
-    """A layer's state; a declared rank must agree with the tensors, a missing alpha is the rank."""
+    """A layer's state; a declared rank must agree with the tensors, a missing alpha is the rank. `dialect` is
+    that of the file where its shapes may not be the method's own."""
     shape_rank = rank_of(method, tensors, where, stacked)
     strange = {str(tensor.dtype) for tensor in tensors.values()} - _PRECISIONS
     if strange:
@@ -324,6 +413,25 @@ def make_layer(
     if rank is not None and shape_rank is not None and rank != shape_rank:
         raise FileFormatError(f"{where}: its config says rank {rank}, its tensors are of rank {shape_rank}")
     final = shape_rank if shape_rank is not None else rank
-    if final is None:
-        raise FileFormatError(f"{where}: nothing tells the rank of method {method.name!r}")
-    return LayerState(tensors, final, float(final) if alpha is None else alpha, stacked=stacked)
+    if final is None:  # without factors, programs of the dialect scale nothing
+        final = 1 if alpha is None or not method.ranked else checked_rank(round(alpha), where)
+        alpha = float(final)
+    layer = LayerState(tensors, final, float(final) if alpha is None else alpha, stacked=stacked, kind=kind)
+    try:
+        layer = layer if dialect is None else method.from_dialect(layer, dialect)
+    except FileFormatError as error:
+        raise FileFormatError(f"{where}: {error}") from error
+    _check_factors(method, layer, where)
+    return layer
+
+
+def _check_factors(method: type[Method], layer: LayerState, where: str) -> None:
+    """Raise `FileFormatError` where the factors of an update cannot be multiplied."""
+    try:
+        factors = method.factors(layer, {})
+        fitting = factors is None or factors[0].shape[-1] == factors[1].shape[-2]
+    except (RuntimeError, IndexError):
+        fitting = False
+    if not fitting:
+        shapes = {name: tuple(tensor.shape) for name, tensor in layer.tensors.items()}
+        raise FileFormatError(f"{where}: its tensors do not belong together: {shapes}")

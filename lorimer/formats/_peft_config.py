@@ -22,8 +22,8 @@ from lorimer.formats._common import checked_alpha, checked_rank, most_common, pl
 _HARMLESS = """
     alpha alpha_pattern auto_mapping base_model_name_or_path ensure_weight_tying eva_config exclude_modules
     fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout
-    megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config
-    target_modules task_type use_rslora
+    megatron_core modules_to_save peft_type peft_version qalora_group_size r rank_pattern revision
+    runtime_config target_modules task_type trainable_token_indices use_rslora
 """
 # Initialisers that leave the base model's weights alone; others move a part of them into the adapter.
 _BASE_KEEPING_INITIALISERS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -33,11 +33,16 @@ _MAX_STEPS = 2e9  # of matching all keys against all paths; some seconds
 
 
 def peft_config(
-    method: type[Method], layers: Mapping[str, LayerState], *, optional_prefix: str = ""
+    method: type[Method],
+    layers: Mapping[str, LayerState],
+    own: Mapping[str, Any],
+    *,
+    optional_prefix: str = "",
 ) -> dict[str, Any]:
     """The config that makes PEFT build `layers` (path within the model -> state) and no others.
 
     Args:
+        own: the method's config.
         optional_prefix: start of the paths that the reading program's model may or may not have.
 
     Raises:
@@ -56,6 +61,7 @@ def peft_config(
 
     return {
         **method.peft_config,
+        **method.peft_options(own),
         "r": rank,
         _alpha_field(method): plain_number(alpha),
         "target_modules": _target_modules(layers, head),
@@ -129,15 +135,15 @@ def _target_modules(layers: Iterable[str], head: str) -> list[str] | str:
 
 
 def _refuse_unsupported(config: Mapping[str, Any], method: type[Method], where: str) -> None:
-    if config.get("bias", "none") != "none":
-        raise FileFormatError(f"{where}: trained biases (bias = {config['bias']!r:.40}) are not supported")
+    if config.get("bias", "none") not in ("none", "lora_only", "all"):
+        raise FileFormatError(f"{where}: bias must be none, lora_only or all, not {config['bias']!r:.40}")
     if config.get("init_lora_weights", True) not in _BASE_KEEPING_INITIALISERS:
         raise FileFormatError(
             f"{where}: init_lora_weights = {config['init_lora_weights']!r:.40}: its tensors belong to base "
             "weights that the initialiser changed. Save it anew with PEFT's "
             "path_initial_model_for_weight_conversion"
         )
-    own = set(method.peft_config or ()) | {"bias"}
+    own = set(method.peft_config or ()) | method.peft_told_by_tensors | {"bias"}
     # A newer PEFT's fields are fine where they are switched off.
     unsupported = {key for key, value in config.items() if value and key not in own.union(_HARMLESS.split())}
     if unsupported:

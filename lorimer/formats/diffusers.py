@@ -19,12 +19,15 @@ from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
 from lorimer.formats._common import (
+    FoundLayer,
     header_of,
+    in_dialect,
     keyed_tensors,
     make_layer,
     rank_of,
     read_adapter_tensors,
     read_marker,
+    require_nothing_in_full,
     require_suffix,
     sort_by_layer,
     write_marker,
@@ -48,11 +51,13 @@ class DiffusersFormat(Format):
 
     name = "diffusers"
     description = "one file for picture models; read by diffusers' load_lora_weights"
+    dialect = "peft"
 
     @staticmethod
     def detect(path: Path) -> bool:
         keys = header_of(path).tensors
-        return bool(keys) and all(":" not in key and key.partition(".")[0] in COMPONENTS for key in keys)
+        ours = all(":" not in key and key.partition(".")[0] in COMPONENTS for key in keys)
+        return ours and any(".lora" in key for key in keys)
 
     @staticmethod
     def read(path: Path) -> AdapterState:
@@ -61,7 +66,7 @@ class DiffusersFormat(Format):
         marker = read_marker(header, where)
         method, found = sort_by_layer(tensors, "peft", where, marker.method)
         config = _config(header, where)
-        by_component: dict[str, dict[str, dict[str, Tensor]]] = {}
+        by_component: dict[str, dict[str, FoundLayer]] = {}
         for layer, own in found.items():
             component, _, rest = layer.partition(".")
             if component not in COMPONENTS or not rest:
@@ -72,7 +77,9 @@ class DiffusersFormat(Format):
             prefix = file_prefix(component)
             paths = module_paths({layer: layer.removeprefix(prefix) for layer in its}, where)
             inner = {paths[layer]: own for layer, own in its.items()}
-            ranks = {layer: rank_of(method, own, f"{where}: {layer!r}") for layer, own in inner.items()}
+            ranks = {
+                layer: rank_of(method, own.tensors, f"{where}: {layer!r}") for layer, own in inner.items()
+            }
             its_config = {
                 key.removeprefix(f"{component}."): value
                 for key, value in config.items()
@@ -86,14 +93,30 @@ class DiffusersFormat(Format):
             for layer, own in inner.items():
                 rank, alpha = settled.get(layer, (None, None))
                 name = f"{component}.{layer}"
-                layers[name] = make_layer(method, own, f"{where}: {name!r}", rank=rank, alpha=alpha)
+                layers[name] = make_layer(
+                    method,
+                    own.tensors,
+                    f"{where}: {name!r}",
+                    rank=rank,
+                    alpha=alpha,
+                    kind=own.kind,
+                    dialect="peft",
+                )
+        its_method = marker.config if marker.method else method.config_of(layers)
         components = present_components(layers, marker.components)
-        return AdapterState(method.name, layers, marker.config, components, marker.metadata)
+        return AdapterState(method.name, layers, its_method, components, marker.metadata)
 
     @staticmethod
     def write(state: AdapterState, path: Path) -> None:
         require_suffix(path)
         method = registry.get("method", state.method)
+        require_nothing_in_full(state, "diffusers")
+        if (method.peft_config or {}).get("peft_type") != "LORA":
+            raise FileFormatError(
+                f"diffusers reads LoRA and DoRA alone, not {state.method!r}. Use format 'kohya' or 'lorimer', or "
+                "turn it into plain LoRA first (lorimer.to_lora)"
+            )
+        state = in_dialect(state, "peft", "diffusers")
         keyed = keyed_tensors(state, "peft", "diffusers")
         tensors: dict[str, Tensor] = {}
         config: dict[str, object] = {}
@@ -103,7 +126,7 @@ class DiffusersFormat(Format):
                     f"the diffusers format knows no component {component!r}, only {', '.join(COMPONENTS)}; "
                     "use format 'peft' or 'lorimer'"
                 )
-            its_config = peft_config(method, layers, optional_prefix=file_prefix(component))
+            its_config = peft_config(method, layers, state.config, optional_prefix=file_prefix(component))
             config.update({f"{component}.{key}": value for key, value in its_config.items()})
             for layer in layers:
                 for suffix, tensor in keyed[f"{component}.{layer}"].items():

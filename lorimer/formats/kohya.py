@@ -25,6 +25,7 @@ from lorimer.formats._common import (
     alpha_tensor,
     alpha_value,
     header_of,
+    in_dialect,
     keyed_tensors,
     make_layer,
     most_common,
@@ -32,6 +33,7 @@ from lorimer.formats._common import (
     portable,
     read_adapter_tensors,
     read_marker,
+    require_nothing_in_full,
     require_suffix,
     shown,
     sort_by_layer,
@@ -73,6 +75,7 @@ class KohyaFormat(Format):
 
     name = "kohya"
     description = "one file for picture models; read by ComfyUI, A1111, Forge, diffusers and most tools"
+    dialect = "kohya"
 
     @staticmethod
     def detect(path: Path) -> bool:
@@ -102,15 +105,21 @@ class KohyaFormat(Format):
         paths = module_paths({name: str(module_path(name)) for name in found}, where)
         layers: dict[str, LayerState] = {}
         for name, own in found.items():
-            alpha = alpha_value(alphas[name], f"{where}: {name!r}") if name in alphas else None
-            layers[paths[name]] = make_layer(method, own, f"{where}: {name!r}", rank=None, alpha=alpha)
+            place = f"{where}: {name!r}"
+            alpha = alpha_value(alphas[name], place) if name in alphas else None
+            layers[paths[name]] = make_layer(
+                method, own.tensors, place, rank=None, alpha=alpha, kind=own.kind, dialect="kohya"
+            )
+        config = marker.config if marker.method else method.config_of(layers)
         components = present_components(layers, marker.components)
         metadata = marker.metadata or _foreign_metadata(header)
-        return AdapterState(method.name, layers, marker.config, components, metadata)
+        return AdapterState(method.name, layers, config, components, metadata)
 
     @staticmethod
     def write(state: AdapterState, path: Path) -> None:
         require_suffix(path)
+        require_nothing_in_full(state, "kohya")
+        state = in_dialect(state, "kohya", "kohya")
         keyed = keyed_tensors(state, "kohya", "kohya")
         tensors: dict[str, Tensor] = {}
         for component, layers in split_components(state, "kohya").items():
@@ -128,7 +137,8 @@ def _header(state: AdapterState, path: Path) -> dict[str, str]:
     """Header entries that programs and managers of model files look at."""
     facts = {"title": path.stem, **portable(state.metadata)}
     layers = state.layers.values()
-    suffixes = {entry.get("kohya") for entry in registry.get("method", state.method).tensors.values()}
+    known = registry.get("method", state.method).tensors
+    suffixes = {known[name]["kohya"] for layer in layers for name in layer.tensors}
     is_plain = suffixes == {"lora_down.weight", "lora_up.weight"}  # all that kohya's own module has
     header = {
         "ss_network_module": "networks.lora" if is_plain else "lycoris.kohya",

@@ -2,8 +2,8 @@
 
 "<module path>:<tensor name>"     the tensors, as the method names and shapes them
 "<parameter path>"                what was trained in full
-header entry "lorimer"            JSON: version, method, config, components, metadata; per layer its rank, alpha
-                                  and groups; per parameter trained in full, which rows (null for all)
+header entry "lorimer"            JSON: version, method, config, components, metadata; per layer its rank,
+                                  alpha, groups and kind; per parameter trained in full, which rows
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from lorimer.formats.safe_io import parse_json, write_safetensors
 
 _ENTRY = "lorimer"
 _VERSION = 2
+_LAYER_FIELDS = ("rank", "alpha", "groups", "stacked", "kind")
 _FIELDS = {"version", "method", "config", "components", "metadata", "layers", "full"}
 
 
@@ -57,6 +58,8 @@ class LorimerFormat(Format):
             raise FileFormatError(f"{path}: not in lorimer's format: its header has no entry {_ENTRY!r}")
         facts = _facts(parse_json(header[_ENTRY], f"{path}: header entry {_ENTRY}"), path)
         method = registry.get("method", facts["method"])
+        config = checked_config(method, facts["config"], str(path))
+        required, known = method.required(config), method.known(config)
         by_layer: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
         full: dict[str, ParameterState] = {}
         unknown = []
@@ -64,13 +67,12 @@ class LorimerFormat(Format):
             layer, _, name = key.rpartition(":")
             if key in facts["full"]:
                 full[key] = ParameterState(tensor, _rows(facts["full"][key], f"{path}: {key!r}"))
-            elif layer in by_layer and name in method.tensors:
+            elif layer in by_layer and name in known:
                 by_layer[layer][name] = tensor
             else:
                 unknown.append(key)
         if unknown:
             raise FileFormatError(f"{path}: keys that its header does not speak of: {shown(unknown)}")
-        required = method.tensors.keys() - method.optional
         missing = [f"{layer}:{name}" for layer, own in by_layer.items() for name in required - own.keys()]
         missing += facts["full"].keys() - full.keys()
         if missing or not (by_layer or full):
@@ -79,7 +81,6 @@ class LorimerFormat(Format):
             layer: _layer(method, own, facts["layers"][layer], f"{path}: {layer!r}")
             for layer, own in by_layer.items()
         }
-        config = checked_config(method, facts["config"], str(path))
         return AdapterState(
             facts["method"],
             layers,
@@ -100,7 +101,7 @@ class LorimerFormat(Format):
             "components": state.components,
             "metadata": portable(state.metadata),
             "layers": {
-                layer: {"rank": own.rank, "alpha": own.alpha, "groups": own.groups, "stacked": own.stacked}
+                layer: {field: getattr(own, field) for field in _LAYER_FIELDS}
                 for layer, own in state.layers.items()
             },
             "full": {name: each.rows for name, each in state.full.items()},
@@ -134,20 +135,16 @@ def _facts(facts: Any, path: Path) -> dict[str, Any]:
 
 
 def _layer(method: Any, tensors: dict[str, Tensor], entry: Any, where: str) -> LayerState:
-    if not isinstance(entry, dict) or {"stacked": 0, **entry}.keys() != {
-        "rank",
-        "alpha",
-        "groups",
-        "stacked",
-    }:
-        raise FileFormatError(f"{where}: its entry must hold rank, alpha, groups and stacked")
+    entry = {"stacked": 0, "kind": "layer", **entry} if isinstance(entry, dict) else {}  # as in version 1
+    if entry.keys() != set(_LAYER_FIELDS):
+        raise FileFormatError(f"{where}: its entry must hold {', '.join(_LAYER_FIELDS)}")
     if type(entry["groups"]) is not int or entry["groups"] < 1:
         raise FileFormatError(f"{where}: groups must be a whole number of at least 1")
-    stacked = entry.get("stacked", 0)
-    if stacked not in (0, 1):
-        raise FileFormatError(f"{where}: stacked must be 0 or 1")
+    if entry["stacked"] not in (0, 1) or entry["kind"] not in ("layer", "embedding", "parameter"):
+        raise FileFormatError(f"{where}: stacked must be 0 or 1, kind one of layer, embedding, parameter")
     rank, alpha = checked_rank(entry["rank"], where), checked_alpha(entry["alpha"], where)
-    layer = make_layer(method, tensors, where, rank=rank, alpha=alpha, stacked=stacked)
+    stacked, kind = entry["stacked"], entry["kind"]
+    layer = make_layer(method, tensors, where, rank=rank, alpha=alpha, stacked=stacked, kind=kind)
     layer.groups = entry["groups"]
     return layer
 

@@ -8,14 +8,16 @@ named after the component.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from lorimer import registry
-from lorimer.adapters._state import AdapterState, LayerState
+from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
 from lorimer.formats._common import (
+    in_dialect,
     keyed_tensors,
     make_layer,
     portable,
@@ -34,6 +36,7 @@ from lorimer.formats._components import (
     split_components,
 )
 from lorimer.formats._peft_config import method_of, peft_config, read_peft_config
+from lorimer.formats._peft_full import full_from_peft, full_to_peft
 from lorimer.formats.safe_io import (
     json_bytes,
     read_json,
@@ -52,6 +55,7 @@ class PeftFormat(Format):
     name = "peft"
     description = "PEFT folder (adapter_config.json + adapter_model.safetensors); read by PEFT"
     folder = True
+    dialect = "peft"
 
     @staticmethod
     def detect(path: Path) -> bool:
@@ -76,17 +80,20 @@ class PeftFormat(Format):
         if any((state.method, state.config) != (first.method, first.config) for state in states):
             raise FileFormatError(f"{folder}: its parts are of different methods; load them one by one")
         layers = {name: layer for state in states for name, layer in state.layers.items()}
-        components = present_components(layers, _declared(folder / parts[0]))
-        return AdapterState(first.method, layers, first.config, components, first.metadata)
+        full = {name: each for state in states for name, each in state.full.items()}
+        components = present_components([*layers, *full], _declared(folder / parts[0]))
+        return AdapterState(first.method, layers, first.config, components, first.metadata, full)
 
     @staticmethod
     def write(state: AdapterState, path: Path) -> None:
         if path.is_file():
             raise FileFormatError(f"{path}: a file; the peft format writes a folder")
         method = registry.get("method", state.method)
+        state = in_dialect(state, "peft", "peft")
         keyed = keyed_tensors(state, "peft", "peft")
         parts = split_components(state, "peft") if state.components else {"": state.layers}
         _refuse_leftovers(path, set(parts))
+        _require_adapted(state, parts)
         base = state.metadata.get("base_model")
         is_portable = portable(state.metadata).get("base_model") == base
         files: dict[Path, Any] = {}
@@ -97,17 +104,18 @@ class PeftFormat(Format):
                 for layer in layers
                 for suffix, tensor in keyed[start + layer].items()
             }
+            full, its_fields = full_to_peft(_within(state.full, start), layers)
+            tensors.update({_PREFIX + key: tensor for key, tensor in full.items()})
             config = {
                 "base_model_name_or_path": base if is_portable else None,
-                "bias": "none",
                 "fan_in_fan_out": False,
                 "inference_mode": True,
                 "init_lora_weights": True,
                 "lora_dropout": 0.0,
-                "modules_to_save": None,
                 "task_type": None,
                 "use_rslora": False,
-                **peft_config(method, layers),
+                **its_fields,
+                **peft_config(method, layers, state.config),
             }
             # The config last: a folder without one is no adapter.
             header = {"format": "pt", **write_marker(state)}
@@ -128,17 +136,44 @@ def _read_part(folder: Path, component: str) -> AdapterState:
         raise FileFormatError(f"{where}: keys that PEFT does not write: {shown(foreign)}")
     marker = read_marker(header, where)
     bare = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+    full, bare = full_from_peft(bare, config, where)
     method, found = sort_by_layer(bare, "peft", where, marker.method or method_of(config, where))
-    ranks = {layer: rank_of(method, own, f"{where}: {layer!r}") for layer, own in found.items()}
+    ranks = {layer: rank_of(method, own.tensors, f"{where}: {layer!r}") for layer, own in found.items()}
     settled = read_peft_config(config, method, ranks, f"{where}/{_CONFIG}")
     paths = module_paths({layer: from_file_path(component, layer) for layer in found}, where)
     layers: dict[str, LayerState] = {}
     for layer, own in found.items():
         rank, alpha = settled[layer]
-        layers[paths[layer]] = make_layer(method, own, f"{where}: {layer!r}", rank=rank, alpha=alpha)
+        layers[paths[layer]] = make_layer(
+            method, own.tensors, f"{where}: {layer!r}", rank=rank, alpha=alpha, kind=own.kind, dialect="peft"
+        )
+    its_config = marker.config if marker.method else method.config_of(layers)
+    placed = {from_file_path(component, name): each for name, each in full.items()}
+    missing = [name for name in marker.full if name not in placed and _belongs(name, component)]
+    if missing:
+        raise FileFormatError(f"{where}: incomplete, it lacks {shown(missing)}")
     base = config.get("base_model_name_or_path")
     metadata = marker.metadata or ({"base_model": base} if isinstance(base, str) and base else {})
-    return AdapterState(method.name, layers, marker.config, (), metadata)
+    return AdapterState(method.name, layers, its_config, (), metadata, placed)
+
+
+def _require_adapted(state: AdapterState, parts: Collection[str]) -> None:
+    """PEFT saves what was trained in full beside an adapter on the same model only."""
+    alone = [name for name in state.full if state.components and name.partition(".")[0] not in parts]
+    if alone or not state.layers:
+        raise FileFormatError(
+            f"the peft format cannot hold parameters trained in full without an adapter beside them: "
+            f"{shown(alone or state.full)}. Use format 'lorimer', which holds any adapter"
+        )
+
+
+def _belongs(name: str, component: str) -> bool:
+    return not component or name.startswith(f"{component}.")
+
+
+def _within(full: Mapping[str, ParameterState], start: str) -> dict[str, ParameterState]:
+    """What was trained in full in the part whose paths begin with `start`, by its path within it."""
+    return {name.removeprefix(start): each for name, each in full.items() if name.startswith(start)}
 
 
 def _parts(folder: Path) -> list[str]:

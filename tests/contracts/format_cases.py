@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 import lorimer
-from lorimer import AdapterState, registry
+from lorimer import AdapterState
+from lorimer.adapters._base import Method
+from lorimer.errors import UsageError
+from tests.contracts.method_cases import METHODS, make
 
 
 def _tree(leaves: dict[str, nn.Module]) -> nn.Module:
@@ -68,20 +71,33 @@ def grouped_model() -> nn.Module:
     return _tree({"stem.conv": nn.Conv2d(4, 6, 3, groups=2), "head.fc": nn.Linear(6, 2)})
 
 
-MODELS = {"plain": plain_model, "picture": picture_model, "grouped": grouped_model}
+def headed_model() -> nn.Module:
+    """A classifier: a head and a norm that are trained in full beside the adapter."""
+    return _tree(
+        {
+            "encoder.fc": nn.Linear(6, 6),
+            "encoder.out": nn.Linear(6, 6),
+            "norm": nn.LayerNorm(6),
+            "score.classifier": nn.Linear(6, 3),
+        }
+    )
 
 
-def adapter_state(method: str, model: str, dtype: torch.dtype = torch.float32) -> AdapterState:
-    """An adapter of `method` off its start, with several ranks and alphas none of which are equal."""
-    made = MODELS[model]()
-    layers = [path for path, module in made.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+MODELS = {"plain": plain_model, "picture": picture_model, "grouped": grouped_model, "headed": headed_model}
+FULL = {"headed": ["score", "norm"]}  # what is trained in full
+
+
+def adapter_state(label: str, model: str, dtype: torch.dtype = torch.float32) -> AdapterState:
+    """An adapter of a method case off its start, with several ranks and alphas none of which are equal, and a
+    head trained in full beside it."""
+    made, method = MODELS[model](), METHODS[label] if label in METHODS else make(label)
+    layers = _adaptable(made, method)
+    patterns: dict[str, Any] = {
+        "rank_pattern": {layers[len(layers) > 1]: 1, layers[-1]: 3},
+        "alpha_pattern": {layers[len(layers) > 1]: 0.1, layers[3 % len(layers)]: 16},
+    }
     attached = lorimer.attach(
-        made,
-        registry.get("method", method)(rank=2, alpha=3.0),
-        targets=layers,
-        rank_pattern={layers[1]: 1, layers[-1]: 3},
-        alpha_pattern={layers[1]: 0.1, layers[3 % len(layers)]: 16},
-        dtype=dtype,
+        made, method, layers, full=FULL.get(model, ()), dtype=dtype, **patterns if method.ranked else {}
     )
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -101,8 +117,26 @@ FACTS: dict[str, str] = {
 }
 
 
+def _adaptable(model: nn.Module, method: Method) -> list[str]:
+    """The layers that the method can adapt at every rank that is used here."""
+    every = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    every = [path for path in every if not path.startswith("score.")]
+    fitting = []
+    for path in every:
+        try:
+            for rank in {1, 2, 3} if method.ranked else {1}:
+                lorimer.attach(model, method.with_rank(rank, method.alpha), path)
+                lorimer.detach(model)
+            fitting.append(path)
+        except UsageError:
+            continue
+    return fitting
+
+
 def tensors_of(state: AdapterState) -> dict[str, Any]:
-    """Everything in a state that a file must keep, by layer."""
-    return {
-        path: (layer.rank, layer.alpha, layer.groups, layer.tensors) for path, layer in state.layers.items()
+    """Everything in a state that a file must keep, by layer or parameter."""
+    layers = {
+        path: (layer.alpha, layer.rank, layer.groups, layer.stacked, layer.kind, layer.tensors)
+        for path, layer in state.layers.items()
     }
+    return {**layers, **{name: (1.0, each.rows, {"value": each.value}) for name, each in state.full.items()}}
