@@ -11,7 +11,8 @@ from lorimer import registry
 from lorimer.adapters._base import Adapter, Method
 from lorimer.attachment.attached import AttachedAdapter, live_sites
 from lorimer.attachment.survey import Survey, survey
-from lorimer.attachment.targets import Targets, as_targets, by_pattern, select, select_full
+from lorimer.attachment.targets import Target, Targets, as_targets, by_pattern, select, select_full
+from lorimer.attachment.tied import one_of_each, require_choice, with_sharers
 from lorimer.errors import StateError, TargetError, UsageError
 from lorimer.layers.host import Site, base_parameters, make_host, sites, take_off
 
@@ -29,6 +30,7 @@ def attach(
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
     full: FullTargets = (),
+    tied: str = "refuse",
     dtype: torch.dtype | None = None,
 ) -> AttachedAdapter:
     """Freeze `model` and put an adapter of `method` beside every layer that `targets` names.
@@ -46,6 +48,9 @@ def attach(
         full: what is trained in full beside it and saved with it, such as a classifier's head: names of
             modules or parameters, "norms", "biases"; or a mapping from a name to the rows to train, e.g.
             {"embed_tokens": [32000, 32001]} for new tokens.
+        tied: what to do about a weight that several layers share, e.g. an embedding and a head: "refuse" it;
+            "together", one adapter for all of them; "apart", one for the named layer alone, which merging
+            then gives a weight of its own.
         dtype: precision of the adapter's parameters; by default the weight's own, or float32 beside
             half-precision weights.
 
@@ -54,19 +59,22 @@ def attach(
         StateError: the name is taken, or adapters are merged into the model.
         UsageError: the method's config is impossible for a layer. In every case the model is untouched.
     """
+    if not isinstance(method, Method):
+        raise UsageError(f"method must be a configured method such as LoRA(rank=8), not {method!r}")
+    require_choice(tied)
     found = survey(model)
-    selected = select(found, targets, exclude)
+    selected = _whole(found, select(found, targets, exclude, tied=tied), tied)
     ranks = by_pattern(found, selected, rank_pattern or {})
     alphas = by_pattern(found, selected, alpha_pattern or {})
     planned: dict[str, tuple[Site, Adapter]] = {}
     for path, site in selected.items():
         own = method.with_rank(ranks.get(path, method.rank), alphas.get(path, method.alpha))
         planned[path] = (site, _started(own, site, dtype))
-    for path, site, rows in _in_full(found, full):
+    for path, site, rows in _in_full(found, full, tied):
         if path in planned:
             raise TargetError(f"{path!r} is both among the targets and trained in full; exclude it from one")
         planned[path] = (site, _started(registry.get("method", "full")(rows=rows), site, dtype))
-    return install(model, planned, name)
+    return install(model, with_sharers(found, planned) if tied == "together" else planned, name)
 
 
 def build_at(method: Method, site: Site, dtype: torch.dtype | None) -> Adapter:
@@ -141,16 +149,23 @@ def _started(method: Method, site: Site, dtype: torch.dtype | None) -> Adapter:
     return adapter
 
 
-def _in_full(model: Survey, full: FullTargets) -> list[tuple[str, Site, tuple[int, ...] | None]]:
+def _in_full(model: Survey, full: FullTargets, tied: str) -> list[tuple[str, Site, tuple[int, ...] | None]]:
     """(path, site, rows) of what is trained in full."""
+    named: list[tuple[list[Target], tuple[int, ...] | None]]
     if isinstance(full, Mapping):
-        return [
-            (path, site, tuple(rows))
-            for target, rows in full.items()
-            for path, site in select_full(model, target).items()
-        ]
-    wanted = as_targets(full)
-    return [(path, site, None) for path, site in select_full(model, wanted).items()]
+        named = [(as_targets(target), tuple(rows)) for target, rows in full.items()]
+    else:
+        named = [(as_targets(full), None)]
+    return [
+        (path, site, rows)
+        for targets, rows in named
+        for path, site in _whole(model, select_full(model, targets, tied=tied), tied).items()
+    ]
+
+
+def _whole(model: Survey, selected: dict[str, Site], tied: str) -> dict[str, Site]:
+    """Of sites that share a weight just one, where one adapter will act on all of them."""
+    return one_of_each(model, selected) if tied == "together" else selected
 
 
 def _freeze(model: nn.Module) -> None:

@@ -72,7 +72,7 @@ def report_on(model: nn.Module, found: Mapping[str, tuple[Site, Adapter]]) -> Re
                 path,
                 cls.__name__,
                 adapter.method.name,
-                tuple(site.geometry(site.layer, site.parameter).weight.shape),
+                tuple(site.geometry(site.layer, site.parameter).like().shape),
                 adapter.method.rank if adapter.method.ranked else None,
                 adapter.method.scaled_alpha if adapter.method.ranked else None,
                 sum(tensor.numel() for tensor in adapter.parameters()),

@@ -7,6 +7,7 @@ type means writing one class (see `linear.py`, `convolution.py`) and naming it i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -28,12 +29,14 @@ class Geometry(ABC):
         channel_axis: the axis of the layer's output that counts its rows.
         dense_class: what the layer becomes when a plain weight is put in the place of its own; None where its
             own is plain.
+        mirrored: the adapter was made for another layer that shares the parameter, and is seen from there.
     """
 
     kind: ClassVar[str] = "matrix"
     called: ClassVar[bool] = True
     channel_axis: ClassVar[int] = -1
     dense_class: ClassVar[type[nn.Module] | None] = None
+    mirrored: ClassVar[bool] = False
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:
         self.layer: Any = layer
@@ -113,6 +116,10 @@ class Geometry(ABC):
         """`values` (out,) in a shape and type that broadcasts over `output`."""
         axis = self.channel_axis % output.ndim
         return values.to(output.dtype).view(-1, *[1] * (output.ndim - axis - 1))
+
+    def filed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An adapter's tensors as files hold them for this layer."""
+        return dict(tensors)
 
     def file_kind(self) -> str:
         """What files call such a parameter; see `LayerState`."""

@@ -30,6 +30,8 @@ class LinearGeometry(Geometry):
         dropout: float = 0.0,
         magnitude: Tensor | None = None,
     ) -> Tensor | None:
+        if x.is_nested:
+            return None  # sentences of different length side by side: torch alone can multiply them
         if not self.layer.plain_forward:
             return super().low_rank(x, A, B, scale, dropout, magnitude)
         weight, bias = self.to_matrix(self.weight), self.bias
@@ -39,8 +41,8 @@ class LinearGeometry(Geometry):
 
     def add_low_rank(
         self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0
-    ) -> Tensor:
-        return add_low_rank(output, x, A, B, scale, dropout)
+    ) -> Tensor | None:
+        return None if x.is_nested else add_low_rank(output, x, A, B, scale, dropout)
 
 
 class TransposedLinearGeometry(LinearGeometry):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter
+from lorimer.errors import StateError
 from lorimer.layers.geometry import Geometry
 from lorimer.layers.rows import Rows
 
@@ -66,6 +67,7 @@ class LayerSlots(nn.Module):
         folded: within a forward of a layer that reads its parameters, their adapted values.
         rows: in a mixed batch, which adapter each row has; else None.
         originals: the parameters' own values while adapters are merged into them.
+        untied: configs of transformers' that say since merging that the layer's weight is not tied.
         original_class: the layer's own class where merging changed it; else None.
     """
 
@@ -74,6 +76,7 @@ class LayerSlots(nn.Module):
         self.folded: dict[str, Tensor] = {}
         self.rows: Rows | None = None
         self.originals: dict[str, Tensor] = {}
+        self.untied: list[Any] = []
         self.original_class: type[nn.Module] | None = None
 
     @property
@@ -93,6 +96,10 @@ class LayerSlots(nn.Module):
             self.add_module(parameter, AdapterSlots(parameter, geometry))
         slots = self._modules[parameter]
         assert isinstance(slots, AdapterSlots)
+        if slots.geometry is not geometry:
+            raise StateError(
+                "a layer that shares its weight has adapters from tied='together' and others; detach one kind"
+            )
         return slots
 
     def parameters_slots(self) -> dict[str, AdapterSlots]:

@@ -15,6 +15,7 @@ from lorimer.adapters._state import AdapterState
 from lorimer.attachment.attach import build_at, install
 from lorimer.attachment.attached import AttachedAdapter
 from lorimer.attachment.survey import survey
+from lorimer.attachment.tied import retied
 from lorimer.errors import FileFormatError, LorimerError, UsageError, suggest
 from lorimer.formats._base import Format
 from lorimer.formats.safe_io import read_safetensors_header
@@ -163,7 +164,7 @@ def attach_state(
     if not planned:
         raise FileFormatError(f"{source} holds no layers")
     ready = {path: (site, adapter) for path, (site, adapter) in planned.items() if adapter is not None}
-    return install(model, ready, name)
+    return install(model, retied(found, ready), name)
 
 
 def _wanted(state: AdapterState) -> Iterator[tuple[str, Method, Mapping[str, Tensor]]]:

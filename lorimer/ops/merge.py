@@ -68,6 +68,8 @@ def merge(model: nn.Module, *, keep_original: bool = True) -> MergeReport:
         change.write(keep_original)
         merged.append(change.name)
         notes += change.notes()
+        if change.sharers:
+            notes += _untie(model, change.layer)
     for layer in {id(site.layer): site.layer for site in present.values()}.values():
         _make_plain(layer)
         if not keep_original:
@@ -93,7 +95,9 @@ def unmerge(model: nn.Module) -> None:
         for name, original in slots.originals.items():
             _restore(layer, name, original)
         layer.__class__ = slots.original_class or type(layer)
-        slots.originals, slots.original_class = {}, None
+        for config in slots.untied:
+            config.tie_word_embeddings = True
+        slots.originals, slots.original_class, slots.untied = {}, None, []
         unstash_host(layer)
 
 
@@ -142,6 +146,21 @@ def _make_plain(layer: nn.Module) -> None:
     stash_host(layer)
     if slots.original_class is not None:
         layer.__class__ = slots.parameters_slots()["weight"].geometry.dense_class  # type: ignore[assignment]
+
+
+def _untie(model: nn.Module, layer: nn.Module) -> list[str]:
+    """Tell transformers, which ties weights by its config when it loads, that this layer's is its own."""
+    slots = slots_of(layer)
+    assert slots is not None
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "tie_word_embeddings", None) is not True:
+            continue
+        ends = [getattr(module, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+        if any(end is layer for end in ends):
+            slots.untied.append(config)
+            config.tie_word_embeddings = False  # type: ignore[union-attr]
+    return ["config.tie_word_embeddings is False now, as the weights differ"] if slots.untied else []
 
 
 def _restore(layer: nn.Module, parameter: str, original: Tensor) -> None:
