@@ -120,8 +120,8 @@ def _fields_of(method: str) -> tuple[str, ...]:
 
 def _kind(field: Mapping[str, Any]) -> str:
     """What may stand in a field, in words, from its JSON schema."""
-    if "anyOf" in field:
-        return " or ".join(dict.fromkeys(_kind(each) for each in field["anyOf"]))
+    if options := field.get("anyOf", field.get("oneOf")):
+        return " or ".join(dict.fromkeys(map(_kind, options)))
     if "enum" in field:
         return ", ".join(f"`{_as_yaml(value)}`" for value in field["enum"])
     kind = field.get("type")

@@ -51,10 +51,10 @@ class Schedule:
 
     def budget(self, done: int) -> int:
         """The number of living triplets after `done` steps."""
-        if done <= self.first:
-            return self.begin
         if done >= self.last:
             return self.target
+        if done <= self.first:
+            return self.begin
         left = 1 - (done - self.first) / (self.last - self.first)
         return self.target + int((self.begin - self.target) * left**3)
 

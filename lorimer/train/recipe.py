@@ -26,11 +26,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     create_model,
 )
@@ -52,7 +54,11 @@ def _as_list(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-NamesOrRows = Annotated[tuple[str, ...] | dict[str, tuple[NonNegativeInt, ...]], BeforeValidator(_as_list)]
+_Rows = dict[str, tuple[NonNegativeInt, ...]]
+NamesOrRows = Annotated[
+    Annotated[Names, Tag("names")] | Annotated[_Rows, Tag("rows")],
+    Discriminator(lambda value: "rows" if isinstance(value, Mapping) else "names"),
+]
 
 
 class AdapterSection(Section):
