@@ -15,7 +15,7 @@ of `rank` filters and B in that of a 1 x 1 convolution, which are the shapes oth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -99,7 +99,7 @@ class LoRA(Method):
         return {name: True for name, tensor in (("bias", "bias"), ("shifted", "A0")) if tensor in every}
 
     @classmethod
-    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def peft_options(cls, config: Mapping[str, Any], targets: Sequence[str] | str) -> dict[str, Any]:
         return {"lora_bias": True} if config.get("bias") else {}
 
     @classmethod
@@ -184,7 +184,7 @@ class LoRAAdapter(Adapter):
         change = self._product(self.A, self.B)
         if self.A0 is not None and self.B0 is not None:
             change = change - self._product(self.A0, self.B0)
-        return weight + change
+        return change.add_(weight) if change.dtype == weight.dtype else weight + change
 
     def adapt_bias(self, bias: Tensor | None) -> Tensor | None:
         return bias if bias is None or self.bias is None else bias + self.scale * self.bias

@@ -15,6 +15,7 @@ from lorimer.attachment.targets import Target, Targets, as_targets, by_pattern, 
 from lorimer.attachment.tied import one_of_each, require_choice, with_sharers
 from lorimer.errors import StateError, TargetError, UsageError
 from lorimer.layers.host import Site, base_parameters, make_host, sites, take_off
+from lorimer.layers.statistics import hold_statistics, release_statistics
 
 FullTargets = Targets | Mapping[str, Sequence[int]]
 _FROZEN = "_lorimer_frozen"  # on the model: names of the parameters that attaching froze
@@ -103,8 +104,7 @@ def install(model: nn.Module, planned: Mapping[str, tuple[Site, Adapter]], name:
     """
     if not name or "." in name:
         raise UsageError(f"an adapter's name must be non-empty and without a dot, not {name!r}")
-    live_sites(model)
-    if any(name in site.slots.names() for site in sites(model).values()):
+    if any(name in site.slots.names() for site in live_sites(model).values()):
         raise StateError(f"an adapter called {name!r} is attached already; choose another name or detach it")
     added: list[Site] = []
     try:
@@ -126,15 +126,16 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         TargetError: no adapter of that name is attached.
         StateError: adapters are merged; unmerge first.
     """
-    live_sites(model)
-    present = sites(model)
+    present = live_sites(model)
     attached = {other for site in present.values() for other in site.slots.names()}
     if name is not None and name not in attached:
         raise TargetError(f"no adapter called {name!r} is attached; attached: {sorted(attached) or 'none'}")
     for site in present.values():
         for each in attached if name is None else {name}:
             take_off(site, each)
-    if not sites(model):
+    if sites(model):
+        hold_statistics(model)
+    else:
         thaw(model)
 
 
@@ -170,6 +171,7 @@ def _whole(model: Survey, selected: dict[str, Site], tied: str) -> dict[str, Sit
 
 def _freeze(model: nn.Module) -> None:
     """Freeze everything but adapters; what was frozen now is remembered on the model."""
+    hold_statistics(model)
     frozen: list[str] = model.__dict__.setdefault(_FROZEN, [])
     for name, parameter in base_parameters(model):
         if parameter.requires_grad:
@@ -179,6 +181,7 @@ def _freeze(model: nn.Module) -> None:
 
 def thaw(model: nn.Module) -> None:
     """Give back what attaching froze."""
+    release_statistics(model)
     for part in model.modules():  # adapters may have been attached to a part first
         for name in part.__dict__.pop(_FROZEN, []):
             part.get_parameter(name).requires_grad_(True)

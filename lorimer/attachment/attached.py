@@ -81,8 +81,8 @@ class AttachedAdapter:
         return report_on(self.model, found)
 
     def state(self) -> AdapterState:
-        """A copy of the adapter outside the model, on the CPU, as the file formats take it. Of a sharded model
-        it is the whole adapter, and every process must call it."""
+        """A copy of the adapter outside the model, on the CPU, as the file formats take it. Of a sharded
+        model it is the whole adapter, and every process must call it."""
         found = {path: (site, site.slots[self.name]) for path, site in self._sites().items()}
         layers = {path: _layer_state(*each) for path, each in found.items() if not each[1].method.replaces}
         full = {

@@ -76,7 +76,9 @@ def retied(model: Survey, ready: Mapping[str, tuple[Site, Adapter]]) -> dict[str
 
 def _first(model: Survey, path: str) -> str:
     """The one site that stands for all that share a weight."""
-    sharers = {path, *model.tied.get(path, ())}
+    if path not in model.tied:
+        return path
+    sharers = {path, *model.tied[path]}
     inorder = [each for each in model.sites if each in sharers]
     return next((each for each in inorder if model.sites[each].geometry is not EmbeddingGeometry), inorder[0])
 

@@ -221,5 +221,6 @@ def _build(method: Method, site: Site, tensors: Mapping[str, Tensor], problems: 
     ]
     problems.extend(unfit)
     if not unfit:
-        adapter.load_state_dict(tensors)
+        for name, value in own.items():  # which are the adapter's own memory
+            value.copy_(tensors[name])
     return adapter

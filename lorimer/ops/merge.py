@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from lorimer.attachment.attach import thaw
 from lorimer.attachment.attached import live_sites
 from lorimer.errors import LorimerError, StateError
+from lorimer.kernels.finite import is_finite
 from lorimer.layers.host import Host, Site, folded, forget_stash, slots_of, stash_host, unstash_host
 from lorimer.layers.slots import LayerSlots
+from lorimer.layers.statistics import hold_statistics, release_statistics
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def merge(model: nn.Module, *, keep_original: bool = True) -> MergeReport:
         _make_plain(layer)
         if not keep_original:
             forget_stash(layer)
+    release_statistics(model)
     if not keep_original:
         thaw(model)
     return MergeReport(tuple(merged), tuple(notes))
@@ -99,6 +102,7 @@ def unmerge(model: nn.Module) -> None:
             config.tie_word_embeddings = True
         slots.originals, slots.original_class, slots.untied = {}, None, []
         unstash_host(layer)
+    hold_statistics(model)
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ def _changes(model: nn.Module, present: dict[str, Site]) -> Iterator[_Change]:
         for parameter, value in folded(layer).items():
             shared = id(layer._parameters[parameter])
             name = next(user.name for user in users[shared] if user.layer is layer)
-            if not torch.isfinite(value).all():
+            if not is_finite(value):
                 raise LorimerError(
                     f"{name}: merging would write NaN or infinity; the model is left as it was"
                 )

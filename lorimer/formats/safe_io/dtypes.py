@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -23,11 +22,3 @@ DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite; true for whole numbers."""
-    if not tensor.is_floating_point():
-        return True
-    wide = tensor.float() if tensor.element_size() == 1 else tensor  # 8-bit types lack the operation
-    return bool(torch.isfinite(wide).all())

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from lorimer.errors import FileFormatError
-from lorimer.formats.safe_io.dtypes import DTYPES, is_finite
+from lorimer.formats.safe_io.dtypes import DTYPES
+from lorimer.kernels.finite import is_finite
 
 # Parsed JSON takes up to some 25 times its bytes; no real header comes near this (the format allows 100 MB).
 MAX_HEADER_BYTES = 25_000_000

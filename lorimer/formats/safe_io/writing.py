@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lorimer.errors import FileFormatError, LorimerError
-from lorimer.formats.safe_io.dtypes import DTYPE_NAMES, is_finite
+from lorimer.formats.safe_io.dtypes import DTYPE_NAMES
+from lorimer.kernels.finite import is_finite
 
 _TEMPORARY = ".lorimer-"  # how names of files that are being written begin
 
