@@ -12,12 +12,16 @@ from typing import Annotated
 import typer
 
 import lorimer
+from lorimer.cli.analyse import analyse
 from lorimer.cli.check import check
+from lorimer.cli.compose import compose
 from lorimer.cli.convert import convert
 from lorimer.cli.demo import demo
 from lorimer.cli.doctor import doctor
+from lorimer.cli.extract import extract
 from lorimer.cli.inspect import inspect
 from lorimer.cli.merge import merge
+from lorimer.cli.resize import resize
 from lorimer.cli.sample import sample
 from lorimer.cli.train import train
 from lorimer.errors import LorimerError
@@ -31,7 +35,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, check, sample, merge, convert, inspect, doctor):
+for command in (
+    *(demo, train, check, sample, merge, convert),
+    *(extract, resize, compose, analyse, inspect, doctor),
+):
     app.command()(command)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lorimer import registry
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 AdapterSource = Annotated[
     Path,
@@ -20,5 +22,39 @@ BaseModel = Annotated[
         "--model",
         metavar="MODEL",
         help="The base model: embedded, a folder, or a hub name. By default what the run was trained on.",
+    ),
+]
+Rank = Annotated[int | None, typer.Option(metavar="NUMBER", help="Keep at most this rank in every layer.")]
+Energy = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Keep this share of each update's energy, e.g. 0.95."),
+]
+Error = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Stay within this relative error of each update, e.g. 0.1."),
+]
+FileFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="FORMAT",
+        help="The format to write: " + ", ".join(registry.names("format")) + "; by default the source's.",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="Precision in the file: float32, float16 or bfloat16; by default as it is.",
+    ),
+]
+OutputFile = Annotated[Path, typer.Option("--output", metavar="FILE", help="Where to write.")]
+PlainModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The base model: embedded, or a folder in the layout of diffusers or transformers.",
     ),
 ]

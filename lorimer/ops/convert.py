@@ -39,7 +39,7 @@ def convert(
         raise UsageError(f"{target}: source and target are the same; name another target")
     state = read(source)
     if dtype is not None:
-        state = in_precision(state, _dtype(dtype))
+        state = in_precision(state, precision(dtype))
     format.write(state, target)
     require_same(as_read_back(state, format.dialect, format.name), format.read(target), str(target))
     return target
@@ -89,7 +89,8 @@ def _same_value(wanted: AdapterState, found: AdapterState, name: str) -> bool:
     )
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def precision(dtype: str | torch.dtype) -> torch.dtype:
+    """A precision by its name; `UsageError` for one that adapters are not kept in."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:

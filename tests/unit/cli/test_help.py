@@ -12,7 +12,10 @@ import pytest
 import lorimer as package
 from tests.unit.cli.running import lorimer
 
-COMMANDS = ["demo", "train", "check", "sample", "merge", "convert", "inspect", "doctor"]
+COMMANDS = [
+    *("demo", "train", "check", "sample", "merge", "convert"),
+    *("extract", "resize", "compose", "analyse", "inspect", "doctor"),
+]
 HEAVY = ["torch", "diffusers", "transformers", "accelerate", "numpy", "PIL"]
 
 _PROGRAM = """
