@@ -22,6 +22,7 @@ from lorimer.layers.geometry import Geometry
 from lorimer.layers.recurrent import read_flat_weights, restore_flat_weights, write_flat_weights
 from lorimer.layers.rows import Rows, mixed_output
 from lorimer.layers.slots import AdapterSlots, LayerSlots, Live, fold, fold_bias
+from lorimer.layers.statistics import held_training, keeps_statistics, own_class
 
 if TYPE_CHECKING:
     _Layer = nn.Module  # a host is always mixed into a layer's class
@@ -216,7 +217,7 @@ def make_host(site: Site) -> AdapterSlots:
     before = slots_of(layer)
     slots = LayerSlots() if before is None else before
     own = slots.add(site.parameter, site.geometry)
-    cls = layer.adapted_class if isinstance(layer, Host) else type(layer)
+    cls = layer.adapted_class if isinstance(layer, Host) else own_class(layer)
     read = _read_parameters(slots)
     if before is None:
         layer.add_module(SLOTS, slots)
@@ -322,6 +323,8 @@ def _host_class(cls: type[nn.Module], read_parameters: tuple[str, ...]) -> Any:
             "__module__": __name__,
         }
         members.update({name: _read_property(name) for name in read_parameters})
+        if keeps_statistics(cls):
+            members["training"] = held_training()
         if issubclass(cls, nn.RNNBase):
             members["_flat_weights"] = property(read_flat_weights, write_flat_weights)
         kind = ReadHost if read_parameters else CalledHost

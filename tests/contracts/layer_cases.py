@@ -244,5 +244,7 @@ LAYERS = [
     LayerCase(
         "group-norm", normalised(lambda: nn.GroupNorm(2, 6)), ((4, 6, 3),), kind="vector", called=False
     ),
-    LayerCase("batch-norm", normalised(lambda: nn.BatchNorm1d(6)), ((4, 6),), kind="vector", called=False),
+    LayerCase(
+        "batch-norm", normalised(lambda: nn.BatchNorm1d(6).eval()), ((4, 6),), kind="vector", called=False
+    ),
 ]
