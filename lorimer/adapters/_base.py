@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -161,7 +161,8 @@ class Method(ABC):
             the rank and are held against what its config says; behind the stack's axis where there is one.
         peft_config: what tells PEFT this method, e.g. {"peft_type": "LORA"}; None where PEFT has no such
             method.
-        peft_told_by_tensors: fields of PEFT's config that a reader need not look at, as tensors show them.
+        peft_told_by_tensors: fields of PEFT's config that need not be looked at, since tensors or
+            `from_peft_options` tell them, or since they matter to training alone.
     """
 
     name: ClassVar[str]
@@ -213,13 +214,18 @@ class Method(ABC):
     def config(self) -> dict[str, Any]:
         """The fields that files carry, as plain data: all that differ from their defaults, without rank and
         alpha, which each layer has its own, and without what matters to training alone."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("rank", "alpha")
-            and _TRAINING_ONLY not in field.metadata
-            and getattr(self, field.name) != field.default
-        }
+        values = {name: getattr(self, name) for name in self.config_fields()}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value != defaults[name]}
+
+    @classmethod
+    def config_fields(cls) -> list[str]:
+        """The names of the fields that `config` may hold."""
+        return [
+            field.name
+            for field in dataclasses.fields(cls)
+            if field.name not in ("rank", "alpha") and _TRAINING_ONLY not in field.metadata
+        ]
 
     @classmethod
     def config_of(cls, layers: Mapping[str, LayerState]) -> dict[str, Any]:
@@ -233,8 +239,17 @@ class Method(ABC):
         return None
 
     @classmethod
-    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Further fields of PEFT's config for the method's own `config`."""
+    def peft_options(cls, config: Mapping[str, Any], targets: Sequence[str] | str) -> dict[str, Any]:
+        """Further fields of PEFT's config for the method's `config`; `targets` is its `target_modules`."""
+        return {}
+
+    @classmethod
+    def from_peft_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the method's own `config` PEFT's config tells, and the tensors do not.
+
+        Raises:
+            FileFormatError: it speaks of a form that the method does not have.
+        """
         return {}
 
     @classmethod

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorimer import registry
 from lorimer.adapters._base import MAX_RANK, Method
 from lorimer.adapters._state import AdapterState, LayerState
-from lorimer.errors import FileFormatError
+from lorimer.errors import FileFormatError, UsageError
 from lorimer.formats.safe_io import Header, parse_json, read_safetensors, read_safetensors_header
 
 MAX_BYTES = 16 * 2**30  # of an adapter's tensors
@@ -239,7 +239,7 @@ def rank_of(method: type[Method], tensors: Mapping[str, Tensor], where: str, sta
     ranks = set()
     for name, axis in method.rank_axes.items():
         if name in tensors:
-            if tensors[name].ndim <= axis + stacked:
+            if tensors[name].ndim < 2 + stacked:
                 raise FileFormatError(f"{where}: {name} of shape {tuple(tensors[name].shape)} is no matrix")
             ranks.add(tensors[name].shape[axis + stacked])
     if len(ranks) > 1:
@@ -303,10 +303,15 @@ def checked_config(method: type[Method], config: Any, where: str) -> dict[str, A
     """A method's further fields from outside: known names, plain values."""
     if not isinstance(config, dict):
         raise FileFormatError(f"{where}: config must be a mapping, not {_brief(config)}")
-    known = {field.name for field in dataclasses.fields(method)} - {"rank", "alpha"}
+    known = set(method.config_fields())
     if not config.keys() <= known:
         raise FileFormatError(f"{where}: {method.name} has no fields {shown(config.keys() - known)}")
-    return config
+    try:
+        return method(**config).config()
+    except (UsageError, TypeError) as error:
+        raise FileFormatError(
+            f"{where}: config {_brief(config)} does not fit {method.name}: {error}"
+        ) from error
 
 
 def checked_metadata(value: Any, where: str) -> dict[str, str]:

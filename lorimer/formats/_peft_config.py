@@ -59,12 +59,14 @@ def peft_config(
     def exact(path: str) -> str:
         return f"^{head}{re.escape(path)}"
 
+    targets = _target_modules(layers, head)
+    told = {**method.peft_config, "target_modules": targets, **method.peft_options(own, targets)}
+    if not method.ranked:
+        return told
     return {
-        **method.peft_config,
-        **method.peft_options(own),
+        **told,
         "r": rank,
         _alpha_field(method): plain_number(alpha),
-        "target_modules": _target_modules(layers, head),
         "rank_pattern": {exact(path): own.rank for path, own in layers.items() if own.rank != rank},
         "alpha_pattern": {
             exact(path): plain_number(own.alpha) for path, own in layers.items() if own.alpha != alpha
@@ -87,6 +89,8 @@ def read_peft_config(
             value is of the wrong kind, or a rank differs from that of the tensors.
     """
     _refuse_unsupported(config, method, where)
+    if not method.ranked:
+        return dict.fromkeys(ranks, (1, 1.0))
     default_rank = checked_rank(config.get("r", 8), f"{where}: r")
     default_alpha = checked_alpha(config.get(_alpha_field(method), 8), f"{where}: {_alpha_field(method)}")
     rank_pattern = _pattern(config, "rank_pattern", ranks, where)

@@ -79,6 +79,9 @@ def full_from_peft(
             full[key] = ParameterState(tensor)
         else:
             rest[key] = tensor
+    for field, wanted in (("modules_to_save", saved), ("trainable_token_indices", list(indices))):
+        if wanted and not full:
+            raise FileFormatError(f"{where}: {field} names {wanted!r:.60}, of which the file holds no tensor")
     return full, rest
 
 

@@ -113,8 +113,8 @@ class DiffusersFormat(Format):
         require_nothing_in_full(state, "diffusers")
         if (method.peft_config or {}).get("peft_type") != "LORA":
             raise FileFormatError(
-                f"diffusers reads LoRA and DoRA alone, not {state.method!r}. Use format 'kohya' or 'lorimer', or "
-                "turn it into plain LoRA first (lorimer.to_lora)"
+                f"diffusers reads LoRA and DoRA alone, not {state.method!r}. Use format 'kohya' or "
+                "'lorimer', or turn it into plain LoRA first (lorimer.to_lora)"
             )
         state = in_dialect(state, "peft", "diffusers")
         keyed = keyed_tensors(state, "peft", "diffusers")

@@ -147,7 +147,10 @@ def _read_part(folder: Path, component: str) -> AdapterState:
         layers[paths[layer]] = make_layer(
             method, own.tensors, f"{where}: {layer!r}", rank=rank, alpha=alpha, kind=own.kind, dialect="peft"
         )
-    its_config = marker.config if marker.method else method.config_of(layers)
+    told = {**method.config_of(layers), **method.from_peft_options(config)}
+    its_config = marker.config if marker.method else told
+    if config.get("lora_bias") and not its_config.get("bias"):
+        raise FileFormatError(f"{where}: lora_bias says that biases were trained, and the file holds none")
     placed = {from_file_path(component, name): each for name, each in full.items()}
     missing = [name for name in marker.full if name not in placed and _belongs(name, component)]
     if missing:

@@ -91,6 +91,7 @@ def adapter_state(label: str, model: str, dtype: torch.dtype = torch.float32) ->
     """An adapter of a method case off its start, with several ranks and alphas none of which are equal, and a
     head trained in full beside it."""
     made, method = MODELS[model](), METHODS[label] if label in METHODS else make(label)
+    method = method.with_rank(2, 3.0) if method.ranked else method
     layers = _adaptable(made, method)
     patterns: dict[str, Any] = {
         "rank_pattern": {layers[len(layers) > 1]: 1, layers[-1]: 3},

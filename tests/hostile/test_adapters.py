@@ -48,7 +48,7 @@ def layer(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"version": 2}, "newer lorimer"),
+        ({"version": 3}, "newer lorimer"),
         ({"version": "1"}, "version"),
         ({"method": "os.system"}, "none that is installed"),
         ({"method": ["lora"]}, "none that is installed"),

@@ -122,9 +122,9 @@ def peft_folder(folder: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "lora_magnitude_vector"),
         ({"modules_to_save": ["head"]}, "modules_to_save"),
-        ({"bias": "lora_only"}, "bias"),
+        ({"bias": "some"}, "bias"),
         ({"lora_bias": True}, "lora_bias"),
         ({"layer_replication": [[0, 4]]}, "layer_replication"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
