@@ -49,7 +49,7 @@ class StrengthSchedule:
             return self.points[0][1]
         for (start, before), (end, after) in pairwise(self.points):
             if progress <= end:
-                return before + (after - before) * (progress - start) / (end - start)
+                return before + (after - before) * ((progress - start) / (end - start))
         return self.points[-1][1]
 
 

@@ -81,6 +81,46 @@ def test_a_failure_half_way_rolls_back(monkeypatch) -> None:
     assert [p.requires_grad for p in model.parameters()] == [True] * 4 + [False] * 2
 
 
+@pytest.mark.parametrize("method", [LoRA, "lora", None])
+def test_what_is_no_configured_method_is_refused(method) -> None:
+    model = network()
+    with pytest.raises(UsageError, match=r"LoRA\(rank=8\)"):
+        lorimer.attach(model, method)
+    assert not lorimer.attached(model) and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_failure_in_full_training_rolls_back_the_layers_before_it() -> None:
+    model = network()
+    for full in ({"0": [99]}, "nowhere", {"2": [0, 0]}):
+        with pytest.raises(LorimerError):
+            lorimer.attach(model, LoRA(rank=2), targets="2", full=full)
+        assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU, nn.Linear, nn.LayerNorm]
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_weight_and_its_bias_may_have_different_adapters() -> None:
+    model, x = network(), torch.randn(3, 6)
+    base = model(x)
+    lorimer.attach(model, LoRA(rank=2), targets="2", name="weight")
+    lorimer.attach(model, LoRA(rank=2), targets="0", full="2.bias", name="bias")
+    for adapter in lorimer.attached(model).values():
+        for parameter in adapter.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    outputs = {}
+    for names in (["weight"], ["bias"], ["weight", "bias"], ["bias", "weight"]):
+        with lorimer.enabled(model, *names):
+            outputs["+".join(names)] = model(x)
+            lorimer.merge(model)
+            torch.testing.assert_close(model(x), outputs["+".join(names)])
+            lorimer.unmerge(model)
+    assert torch.equal(outputs["weight+bias"], outputs["bias+weight"])
+    lorimer.detach(model, "weight")
+    with lorimer.enabled(model, "bias"):
+        assert torch.equal(model(x), outputs["bias"])
+    lorimer.detach(model, "bias")
+    assert torch.equal(model(x), base) and type(model[2]) is nn.Linear
+
+
 def test_frozen_parameters_come_back_as_they_were() -> None:
     model = network()
     model[0].bias.requires_grad_(False)
@@ -88,7 +128,7 @@ def test_frozen_parameters_come_back_as_they_were() -> None:
     lorimer.attach(model, LoRA(), name="a")
     lorimer.attach(model, LoRA(), name="b")
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        f"{layer}.lorimer.adapter_{adapter}.{tensor}"
+        f"{layer}.lorimer.weight.adapter_{adapter}.{tensor}"
         for layer in (0, 2)
         for adapter in "ab"
         for tensor in "AB"
@@ -187,7 +227,7 @@ def test_a_state_that_does_not_fit_lists_everything_and_changes_nothing() -> Non
     model = network()
     with pytest.raises(FileFormatError) as error:
         attach_state(model, state)
-    for part in ("no 'nowhere'", "'3' is a LayerNorm", "'B' is missing", "'C' is not known"):
+    for part in ("no 'nowhere'", "'3' is a vector", "'B' is missing", "'C' is not known"):
         assert part in str(error.value)
     assert not lorimer.attached(model) and all(p.requires_grad for p in model.parameters())
     state.layers.clear()
