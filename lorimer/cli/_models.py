@@ -36,10 +36,11 @@ def load_model(name: str) -> nn.Module:
         ) from error
     named = read_json(folder / "config.json").get("architectures") or [""]
     cls: Any = getattr(transformers, str(named[0]), None)
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise FileFormatError(f"{folder / 'config.json'}: names no model of transformers: {named!r}")
     try:
-        model, told = cls.from_pretrained(
+        load: Any = cls.from_pretrained  # type: ignore[attr-defined]
+        model, told = load(
             folder, dtype="auto", use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
