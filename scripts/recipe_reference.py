@@ -6,6 +6,7 @@ python scripts/recipe_reference.py --check    # fail where the page differs from
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -126,12 +127,16 @@ def _kind(field: Mapping[str, Any]) -> str:
         return ", ".join(f"`{_as_yaml(value)}`" for value in field["enum"])
     kind = field.get("type")
     if kind == "array":
-        return f"list of {_kind(field.get('items', {})).replace('number', 'numbers')}"
+        return f"list of {_plural(_kind(field.get('items', {})))}"
     if kind == "object" and isinstance(values := field.get("additionalProperties"), Mapping):
-        return f"mapping to {_kind(values).replace('number', 'numbers')}"
+        return f"mapping to {_plural(_kind(values))}"
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
     words |= {"null": "`null`", "object": "mapping"}
     return words.get(str(kind), "anything") + _bounds(field)
+
+
+def _plural(kind: str) -> str:
+    return re.sub(r"\bnumber\b", "numbers", kind)
 
 
 def _bounds(field: Mapping[str, Any]) -> str:

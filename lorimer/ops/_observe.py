@@ -17,6 +17,7 @@ from lorimer.layers.convolution import ConvolutionGeometry, TransposedConvolutio
 from lorimer.layers.geometry import Geometry
 from lorimer.layers.host import Site
 from lorimer.layers.linear import LinearGeometry
+from lorimer.layers.quantised import is_quantised
 
 
 def can_observe(site: Site) -> bool:
@@ -24,12 +25,6 @@ def can_observe(site: Site) -> bool:
     kinds = (LinearGeometry, ConvolutionGeometry)
     called = site.parameter == "weight" and issubclass(site.geometry, kinds)
     return called and not issubclass(site.geometry, TransposedConvolutionGeometry)
-
-
-def is_quantised(site: Site) -> bool:
-    """Whether the site's weight is kept in another form than that in which it is used."""
-    stored = site.layer._parameters.get(site.parameter)
-    return site.geometry(site.layer, site.parameter).weight is not stored
 
 
 @contextmanager
@@ -90,7 +85,7 @@ def summed_gradients(sites: Mapping[str, Site]) -> Iterator[dict[str, Tensor]]:
     with ExitStack() as stack:
         for path, site in sites.items():
             weight = site.layer._parameters[site.parameter]
-            if weight is None or is_quantised(site):
+            if weight is None or is_quantised(site.layer):
                 raise UsageError(f"{path!r}: a quantised weight has no gradient; choose another start")
             trained = weight.requires_grad
             stack.callback(weight.requires_grad_, trained)

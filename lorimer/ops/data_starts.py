@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lorimer.adapters.lora import LoRAAdapter
 from lorimer.errors import UsageError, suggest
 from lorimer.layers.host import Site
-from lorimer.ops._observe import can_observe, is_quantised, observed_inputs, summed_gradients
+from lorimer.layers.quantised import is_quantised
+from lorimer.ops._observe import can_observe, observed_inputs, summed_gradients
 from lorimer.ops._start_maths import (
     Principal,
     add_rows,
@@ -266,12 +267,12 @@ class LoftQ(DataStart):
         def factors(path: str, place: Place) -> Factors:
             site = place.site
             geometry, name = site.geometry(site.layer, site.parameter), site.full_name
-            if not is_quantised(site):
+            if not is_quantised(site.layer):
                 raise UsageError("is not quantised, so loftq has nothing to mend; choose another start")
-            if name not in named or named[name].shape != geometry.weight.shape:
-                has = f"of shape {tuple(named[name].shape)}" if name in named else "missing"
-                raise UsageError(f"in the original {name!r} is {has}, not {tuple(geometry.weight.shape)}")
             quantised = place.matrix()
+            if name not in named or named[name].numel() != quantised.numel():
+                has = f"of shape {tuple(named[name].shape)}" if name in named else "missing"
+                raise UsageError(f"in the original {name!r} is {has}, not {tuple(quantised.shape)}")
             original = geometry.to_matrix(named[name].detach()).to(quantised.device)
             return Factors(*loftq_factors(original, quantised, place.rank, place.lora.scale))
 

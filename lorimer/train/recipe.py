@@ -333,15 +333,19 @@ def _own_fields(method: type[Method]) -> dict[str, dataclasses.Field[Any]]:
 
 def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
     if field.default_factory is not dataclasses.MISSING:
-        return {"default_factory": field.default_factory}
+        return {"default": field.default_factory()}
     return {} if field.default is dataclasses.MISSING else {"default": field.default}
 
 
 def _meanings(method: type[Method]) -> dict[str, str]:
-    """Field -> what the method's docstring says of it under `Attributes:`."""
-    _, _, attributes = (inspect.getdoc(method) or "").partition("Attributes:\n")
-    entries = re.findall(r"^    (\w+(?:, \w+)*): (.+(?:\n     .+)*)", attributes, re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+    """Field -> what the docstrings of the method and its bases say of it under `Attributes:`."""
+    meanings: dict[str, str] = {}
+    for cls in reversed(method.__mro__):
+        _, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+        for names, text in re.findall(r"^    (\w+(?:, \w+)*): (.+(?:\n     .+)*)", attributes, re.MULTILINE):
+            words = " ".join(text.split()).replace("None", "null")
+            meanings |= dict.fromkeys(names.split(", "), words[:1].upper() + words[1:])
+    return meanings
 
 
 def _with_sections(sections: Mapping[str, type[Section]]) -> type[Recipe]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +22,15 @@ import lorimer
 from lorimer import CorDA, Eva, LoftQ, LoRA, LoraGA, registry
 from lorimer.adapters.lora import LoRAAdapter
 from lorimer.errors import StateError, UsageError
+from lorimer.layers.host import sites
 from lorimer.ops._observe import observed_inputs
 from lorimer.ops._start_maths import Principal, add_rows, spread_ranks
 from tests.tolerances import SAME_OUTPUT, relative_difference
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # both packages are loud when they are imported
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    torchao = pytest.importorskip("torchao.quantization")
 
 RANK, ALPHA = 3, 5.0
 STARTS = {
@@ -407,23 +414,66 @@ def test_lora_ga_reaches_parameters_that_are_read() -> None:
 # LoftQ
 
 
-class EighthLinear(nn.Linear):
-    """A Linear that keeps its weight in eighths, as whole numbers: the simplest quantised layer."""
+def quantised(kind: str) -> nn.Sequential:
+    """A Linear (64 -> 32) in 4 or 8 bits, and a plain one."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 4)).requires_grad_(False)
+    if kind == "nf4":
+        layer = bitsandbytes.nn.Linear4bit(64, 32, compute_dtype=torch.float32, quant_type="nf4")
+        layer.load_state_dict(plain[0].state_dict())
+        plain[0] = layer.to("cpu")
+    elif kind == "int8":
+        torchao.quantize_(plain[0], torchao.Int8WeightOnlyConfig())
+    return plain
 
-    def __init__(self, of: nn.Linear) -> None:
-        super().__init__(of.in_features, of.out_features)
-        self.weight = nn.Parameter((of.weight.detach() * 8).round().to(torch.int8), requires_grad=False)
-        self.bias = of.bias
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.float() / 8, self.bias)
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_loftq_takes_the_largest_part_of_what_quantisation_took(kind: str) -> None:
+    original, model = quantised("no"), quantised(kind)
+    x = torch.randn(6, 64)
+    before = model(x)
+    adapter = lorimer.attach(model, LoRA(rank=8, alpha=4.0), targets="0")
+    lorimer.initialise(adapter, LoftQ(original))
+    layer = lora(adapter, "0")
+    base = sites(model)["0"].geometry(model[0]).matrix()
+    lost = original[0].weight - base
+    mended = layer.adapt(base).detach()
+    best = torch.linalg.svdvals(lost)[8:].norm()
+    left = torch.linalg.matrix_norm(original[0].weight - mended)
+    assert relative_difference(left, best) <= 1e-3
+    assert left < 0.8 * torch.linalg.matrix_norm(lost)
+    assert (model(x) - original(x)).norm() < (before - original(x)).norm()
+    with lorimer.disabled(model):
+        assert torch.equal(model(x), before)
 
 
-def test_loftq_wants_a_quantised_base() -> None:
-    model = Net()
-    adapter = attached(model)
+def test_loftq_tells_what_does_not_fit() -> None:
+    model = quantised("int8")
+    adapter = lorimer.attach(model, LoRA(rank=2), targets="0")
+    with pytest.raises(UsageError, match=r"'0': in the original '0\.weight' is missing"):
+        lorimer.initialise(adapter, LoftQ({}))
+    with pytest.raises(UsageError, match=r"is of shape \(3, 3\), not \(32, 64\)"):
+        lorimer.initialise(adapter, LoftQ({"0.weight": torch.ones(3, 3)}))
+    with pytest.raises(UsageError, match="'0': a quantised weight has no gradient"):
+        lorimer.initialise(adapter, "lora-ga", [torch.ones(2, 64)], forward=lambda model, x: model(x).sum())
+    plain = attached(Net())
     with pytest.raises(UsageError, match="'conv': is not quantised"):
-        lorimer.initialise(adapter, LoftQ(Net()))
+        lorimer.initialise(plain, LoftQ(Net()))
+    wrapped = lorimer.attach(quantised("int8"), registry.get("method", "dora")(rank=2), targets="0")
+    with pytest.raises(UsageError, match="changes the output, which a fresh dora adapter must not"):
+        lorimer.initialise(wrapped, LoftQ(quantised("no")))
+
+
+@pytest.mark.parametrize("start", ["pissa", "eva", "corda"])
+def test_other_starts_do_on_quantised_weights(start: str) -> None:
+    model, x = quantised("nf4").eval(), torch.randn(40, 64)
+    before = model(x)  # in evaluation bitsandbytes packs 4-bit weights anew on a CPU, and rounds otherwise
+    method = LoRA(rank=4, start="pissa" if start == "pissa" else "kaiming")
+    adapter = lorimer.attach(model, method, targets="0")
+    if start != "pissa":
+        lorimer.initialise(adapter, start, [x])
+    assert relative_difference(model(x), before) <= SAME_OUTPUT[torch.float32]
+    assert lora(adapter, "0").A.dtype == torch.float32
 
 
 # Mistakes
