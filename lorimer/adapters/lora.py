@@ -42,7 +42,8 @@ class LoRA(Method):
         bias: also train an update of the layer's bias, scaled alike.
         dropout: in training, the share of the input that the update does not see (section 5).
         rslora: scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732).
-        start: how A and B begin, a key of `STARTS`.
+        start: how A and B begin: kaiming, gaussian, orthogonal, pissa, pissa-fast or olora; in recipes also
+            eva, corda or lora-ga, which look at data.
         shifted: the update counts from a start other than zero; follows from `start`.
     """
 
