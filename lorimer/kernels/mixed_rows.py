@@ -19,12 +19,13 @@ from lorimer.kernels.precision import compute_dtype, own_precision, plain_ops_ne
 
 
 def add_low_rank_rows(
-    output: Tensor, x: Tensor, A: Tensor, B: Tensor, scales: Tensor, index: Tensor
+    output: Tensor, x: Tensor, A: Tensor, B: Tensor, scales: Tensor, index: Tensor | None = None
 ) -> Tensor:
     """output (rows, ..., out) plus each row's own update, in place of `output` outside the compiler.
 
-    x (rows, ..., in), A (n, rank, in), B (n, out, rank), scales (n,), index (rows,) of type long. `output`
-    must be the fresh result of a layer, which nobody needs as it was.
+    x (rows, ..., in), A (n, rank, in), B (n, out, rank), scales (n,), index (rows,) of type long; without an
+    index the row i has the factors i. `output` must be the fresh result of a layer, which nobody needs as it
+    was.
     """
     dtype = compute_dtype(x)
     if not plain_ops_needed():
@@ -45,7 +46,7 @@ class _AddedRows(Function):
         A: Tensor,
         B: Tensor,
         scales: Tensor,
-        index: Tensor,
+        index: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
         with own_precision(x):
@@ -84,22 +85,27 @@ def _per_row(t: Tensor) -> Tensor:
     return t.reshape(len(t), t.shape[1:-1].numel(), t.shape[-1])
 
 
-def _hidden(x: Tensor, a: Tensor, scales: Tensor, index: Tensor) -> Tensor:
+def _hidden(x: Tensor, a: Tensor, scales: Tensor, index: Tensor | None) -> Tensor:
     """scales[k] · A[k] x of shape (rows, positions, rank)."""
     return (_per_row(x) @ a.mT) * _per_row_scale(scales, index, x.dtype)
 
 
-def _per_row_scale(scales: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-    return scales[index.clamp(min=0)].to(dtype)[:, None, None]
+def _per_row_scale(scales: Tensor, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    chosen = scales if index is None else scales[index.clamp(min=0)]
+    return chosen.to(dtype)[:, None, None]
 
 
-def _gathered(factors: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+def _gathered(factors: Tensor, index: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The factor of each row, zero where the row has no adapter: not even the NaN of another's reaches it."""
+    if index is None:
+        return factors.to(dtype)
     chosen = factors[index.clamp(min=0)].to(dtype)
     return chosen.masked_fill_((index < 0)[:, None, None], 0.0)
 
 
-def _scattered(gradients: Tensor, index: Tensor, factors: Tensor) -> Tensor:
+def _scattered(gradients: Tensor, index: Tensor | None, factors: Tensor) -> Tensor:
     """The sum over rows of each adapter's gradients; rows without an adapter bring zeros."""
+    if index is None:
+        return gradients.to(factors.dtype)
     total = torch.zeros(factors.shape, dtype=gradients.dtype, device=factors.device)
     return total.index_add_(0, index.clamp(min=0), gradients)

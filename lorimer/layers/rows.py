@@ -97,17 +97,23 @@ def _all_at_once(
     if not plain or len(plain) < len(updates) or not isinstance(base, LinearGeometry):
         return None
     rank = max(len(update.A) for update in plain)
-    A = torch.stack([F.pad(update.A, (0, 0, 0, rank - len(update.A))) for update in plain])
-    B = torch.stack([F.pad(update.B, (0, rank - len(update.A))) for update in plain])
-    strengths = [strength for _, strength in acting.values()]
-    scales = [update.scale * strength for update, strength in zip(plain, strengths, strict=True)]
-    places = {name: place for place, name in enumerate(acting)}
-    index = [-1 if name is None else places.get(name, -1) for name in rows.names]
+    A = [_filled_up(update.A, rank, axis=0) for update in plain]
+    B = [_filled_up(update.B, rank, axis=1) for update in plain]
+    scales = [update.scale * strength for update, (_, strength) in zip(plain, acting.values(), strict=True)]
+    if len(acting) < len(rows.members):  # what rows without an adapter have
+        A, B, scales = [*A, torch.zeros_like(A[0])], [*B, torch.zeros_like(B[0])], [*scales, 0.0]
+    places: dict[str | None, int] = {name: place for place, name in enumerate(acting)}
+    chosen = [places.get(name, -1) for name in rows.names]  # name or None, the last where it does not act
     return add_low_rank_rows(
         base.output(x),
         x,
-        A,
-        B,
-        torch.tensor(scales, dtype=A.dtype, device=x.device),
-        torch.tensor(index, device=x.device),
+        torch.stack([A[place] for place in chosen]),
+        torch.stack([B[place] for place in chosen]),
+        torch.tensor([scales[place] for place in chosen], dtype=A[0].dtype, device=x.device),
     )
+
+
+def _filled_up(factor: Tensor, rank: int, axis: int) -> Tensor:
+    """A factor with zeros behind its own rank."""
+    lacking = rank - factor.shape[axis]
+    return F.pad(factor, (0, 0, 0, lacking) if axis == 0 else (0, lacking)) if lacking else factor
