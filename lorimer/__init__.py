@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lorimer.attachment.switches import enabled as enabled
     from lorimer.attachment.switches import rows as rows
     from lorimer.attachment.switches import strength as strength
+    from lorimer.layers.int8_base import set_base_precision as set_base_precision
     from lorimer.ops.analyse import analyse as analyse
     from lorimer.ops.budget import budget as budget
     from lorimer.ops.compose import compose as compose
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from lorimer.ops.merge import unmerge as unmerge
     from lorimer.ops.resize import resize as resize
     from lorimer.ops.to_lora import to_lora as to_lora
+    from lorimer.registry import method as method
 
 __version__ = "0.1.0"
 
@@ -71,9 +73,11 @@ _HOMES = {
     "initialise": "lorimer.ops.initialise",
     "load": "lorimer.ops.files",
     "merge": "lorimer.ops.merge",
+    "method": "lorimer.registry",
     "read": "lorimer.ops.files",
     "resize": "lorimer.ops.resize",
     "save": "lorimer.ops.files",
+    "set_base_precision": "lorimer.layers.int8_base",
     "rows": "lorimer.attachment.switches",
     "strength": "lorimer.attachment.switches",
     "to_lora": "lorimer.ops.to_lora",

@@ -13,15 +13,19 @@ them, so it is quick and needs no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorimer.errors import UsageError, suggest
+
+if TYPE_CHECKING:
+    from lorimer.adapters._base import Method
 
 # kind -> (folder in a package, module and class that every plugin of the kind derives from)
 _KINDS = {
@@ -73,6 +77,23 @@ def get(kind: str, name: str) -> Any:
     if len(found) != 1:
         raise UsageError(f"{module.__name__} must define exactly one {base_name}; it defines {len(found)}")
     return found[0]
+
+
+def method(name: str, **fields: Any) -> Method:
+    """A configured method by name: `lorimer.method("loha", rank=4, alpha=8)`.
+
+    Raises:
+        UsageError: no method of that name, no such field, or an impossible value.
+    """
+    plugin = get("method", name)
+    known = [field.name for field in dataclasses.fields(plugin)]
+    for field in fields:
+        if field not in known:
+            raise UsageError(
+                f"{name} has no field {field!r}.{suggest(field, known)} Its fields: {', '.join(known)}"
+            )
+    made: Method = plugin(**fields)
+    return made
 
 
 def all_of(kind: str) -> dict[str, Any]:

@@ -188,6 +188,8 @@ class TrainSection(Section):
     """Gradients are scaled down to at most this norm; null leaves them as they are."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_precision)] = "no"
     """Precision of the forward pass; the adapter itself is kept in float32."""
+    base_precision: Literal["exact", "int8"] = "exact"
+    """How the frozen base multiplies: as it is, or in 8-bit integers (quicker, its weights stay as they are)."""
     save_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the files for other programs; `adapter/adapter.safetensors` keeps what was trained."""
     gradient_checkpointing: bool = False

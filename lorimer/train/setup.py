@@ -23,6 +23,7 @@ from lorimer.adapters._controller import Controller
 from lorimer.attachment.attach import attach
 from lorimer.attachment.attached import AttachedAdapter
 from lorimer.errors import DataError, LorimerError, MissingDependencyError, RecipeError, UsageError, suggest
+from lorimer.layers.int8_base import set_base_precision
 from lorimer.layers.slots import LayerSlots
 from lorimer.ops.initialise import initialise
 from lorimer.tasks._base import Task
@@ -93,6 +94,7 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
     seed_all(seed, "adapter")
     adapter = _attach(recipe, task, model)
     _look_at_data(recipe, task, data, adapter, accelerator)
+    set_base_precision(model, recipe.train.base_precision)
     if recipe.train.gradient_checkpointing:
         _enable_gradient_checkpointing(model)
     order = Order(

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "adapters": {"kernels"},
     "layers": {"adapters", "kernels"},
     "attachment": {"adapters", "kernels", "layers"},
-    "formats": {"adapters"},
+    "formats": {"adapters", "kernels"},
     "ops": {"adapters", "attachment", "formats", "kernels", "layers"},
     "tasks": {"adapters", "attachment", "formats", "kernels", "layers"},
     "train": {"adapters", "attachment", "formats", "kernels", "layers", "ops", "tasks"},

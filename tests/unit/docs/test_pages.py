@@ -44,7 +44,7 @@ def test_every_recipe_is_a_valid_recipe(page: Path, tmp_path: Path) -> None:
         load_recipe(file, environment={})
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/library.md", "docs/algebra.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/library.md", "docs/methods.md", "docs/algebra.md"])
 def test_the_programs_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python blocks of a page, one after the other, are one program that works."""
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 import lorimer
 from lorimer.errors import Interrupted, RecipeError
@@ -15,7 +16,8 @@ from lorimer.train.engine import train
 from lorimer.train.order import read_batches
 from lorimer.train.setup import build
 from lorimer.train.step import take_step
-from tests.tolerances import SAME_SUM, relative_difference
+from tests.tolerances import SAME_NETWORK_OUTPUT, SAME_SUM, relative_difference
+from tests.unit.train import small
 from tests.unit.train.small import HERE, recipe
 from tests.unit.train.test_resume import outcome, prepared, resume, stop_at
 
@@ -53,6 +55,19 @@ def test_adaloras_ranks_end_at_their_target(tmp_path: Path) -> None:
     result = train(recipe(tmp_path / "run", *as_overrides(ADAPTERS["adalora"]), "train.steps=20"))
     layers = lorimer.read(result.adapter).layers
     assert sum(int((layer.tensors["E"] != 0).sum()) for layer in layers.values()) == len(layers)
+
+
+@pytest.mark.parametrize("name", ["adalora", "lora", "corda"])
+def test_peft_reads_what_is_trained_by_methods_that_it_does_not_know(name: str, tmp_path: Path) -> None:
+    result = train(recipe(tmp_path / "run", *as_overrides(ADAPTERS[name])))
+    ours, theirs = small.net().eval(), small.net().eval()
+    theirs.load_state_dict(ours.state_dict())
+    lorimer.load(ours, result.adapter)
+    theirs = PeftModel.from_pretrained(theirs, str(result.adapter.parent / "peft")).eval()
+    x = torch.randn(5, 6)
+    with lorimer.disabled(ours):
+        assert not torch.allclose(ours(x), theirs(x))
+    assert relative_difference(ours(x), theirs(x)) <= SAME_NETWORK_OUTPUT
 
 
 def test_a_penalty_counts_once_however_a_step_is_cut(tmp_path: Path) -> None:

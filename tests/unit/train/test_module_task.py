@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from lorimer.errors import DataError, LorimerError, RecipeError
+from lorimer.kernels.int8 import int8_linear
+from lorimer.layers import int8_base
 from lorimer.train.engine import check, train
 from tests.unit.train.small import HERE, recipe
 from tests.unit.train.test_engine import events
@@ -71,6 +73,27 @@ class Wrapped(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.inner(x)
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 128), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1))
+
+
+def test_a_base_in_int8_learns_nearly_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(int8_base, "int8_linear", lambda *given: called.append(1) or int8_linear(*given))
+
+    def losses(precision: str) -> list[float]:
+        overrides = ("train.steps=20", f"train.base_precision={precision}", "train.log_every=1")
+        train(recipe(tmp_path / precision, *overrides, model=f"{THIS}:wide"))
+        return [event["loss"] for event in events(tmp_path / precision, "train")]
+
+    exact = losses("exact")
+    assert not called
+    int8 = losses("int8")
+    assert len(called) >= 20  # the one layer that is wide enough
+    assert exact != int8 and exact == pytest.approx(int8, rel=0.1)
+    assert exact[-1] < 0.5 * exact[0]
 
 
 def test_examples_may_be_anything_that_the_loss_understands(tmp_path: Path) -> None:
