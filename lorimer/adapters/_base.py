@@ -161,6 +161,7 @@ class Method(ABC):
             the rank and are held against what its config says; behind the stack's axis where there is one.
         peft_config: what tells PEFT this method, e.g. {"peft_type": "LORA"}; None where PEFT has no such
             method.
+        peft_alpha: PEFT's field for alpha; "" where it has none, so that `to_dialect` must leave the scale 1.
         peft_told_by_tensors: fields of PEFT's config that need not be looked at, since tensors or
             `from_peft_options` tell them, or since they matter to training alone.
     """
@@ -176,6 +177,7 @@ class Method(ABC):
     fast_tensors: ClassVar[frozenset[str]] = frozenset()
     rank_axes: ClassVar[Mapping[str, int]] = {}
     peft_config: ClassVar[Mapping[str, Any] | None] = None
+    peft_alpha: ClassVar[str] = "lora_alpha"
     peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset()
 
     rank: int = 8
@@ -244,8 +246,10 @@ class Method(ABC):
         return {}
 
     @classmethod
-    def from_peft_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What of the method's own `config` PEFT's config tells, and the tensors do not.
+    def from_peft_options(
+        cls, options: Mapping[str, Any], layers: Mapping[str, LayerState]
+    ) -> dict[str, Any]:
+        """What of the method's own `config` PEFT's config (`options`) tells, and the tensors do not.
 
         Raises:
             FileFormatError: it speaks of a form that the method does not have.

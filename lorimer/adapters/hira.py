@@ -39,6 +39,8 @@ class HiRA(Method):
     fast_tensors: ClassVar[frozenset[str]] = frozenset({"B"})
     rank_axes: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "HIRA"}
+    peft_alpha: ClassVar[str] = ""
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset({"init_weights", "hira_dropout"})
 
     rank: int = 32
 
@@ -47,10 +49,6 @@ class HiRA(Method):
         """Other programs know no alpha."""
         tensors = {**layer.tensors, "B": layer.tensors["B"] * layer.scale}
         return replace(layer, tensors=tensors, alpha=float(layer.rank))
-
-    @classmethod
-    def from_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
-        return replace(layer, alpha=float(layer.rank))
 
     def build(self, spec: WeightSpec) -> HiRAAdapter:
         return HiRAAdapter(self, spec)

@@ -11,14 +11,14 @@ projection of each feed-forward block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter, Method, WeightSpec
-from lorimer.errors import UsageError
+from lorimer.errors import FileFormatError, UsageError
 
 if TYPE_CHECKING:
     from lorimer.adapters._state import LayerState
@@ -38,7 +38,8 @@ class IA3(Method):
     kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {"l": {"peft": "ia3_l"}}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "IA3"}
-    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset({"feedforward_modules"})
+    peft_alpha: ClassVar[str] = ""
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset({"feedforward_modules", "init_ia3_weights"})
 
     rank: int = 1
     on: str = "output"
@@ -57,6 +58,23 @@ class IA3(Method):
         if len(shape) != 2 or shape[0] == shape[1]:  # beside a convolution, or a single channel
             return dict(config)
         return {**config, "on": "output" if shape[1] == 1 else "input"}
+
+    @classmethod
+    def peft_options(cls, config: Mapping[str, Any], targets: Sequence[str] | str) -> dict[str, Any]:
+        return {"feedforward_modules": targets if config.get("on") == "input" else []}
+
+    @classmethod
+    def from_peft_options(
+        cls, options: Mapping[str, Any], layers: Mapping[str, LayerState]
+    ) -> dict[str, Any]:
+        on_input, targets = options.get("feedforward_modules"), options.get("target_modules")
+        if not on_input or on_input == targets:
+            return {"on": "input"} if on_input else {}
+        if any(layer.tensors["l"].ndim > 2 for layer in layers.values()):
+            raise FileFormatError(
+                "feedforward_modules are a part of its convolutions; load and merge it in PEFT"
+            )
+        return {}
 
     def build(self, spec: WeightSpec) -> IA3Adapter:
         return IA3Adapter(self, spec)

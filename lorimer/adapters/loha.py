@@ -15,7 +15,7 @@ For a convolution each of the two may be in Tucker form, with cores t1 and t2 (s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,7 +50,10 @@ class LoHa(Method):
     optional: ClassVar[frozenset[str]] = frozenset({"t1", "t2"})
     rank_axes: ClassVar[Mapping[str, int]] = {"w1_b": 0, "w2_b": 0, "t1": 0, "t2": 0}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "LOHA"}
-    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset({"use_effective_conv2d"})
+    peft_alpha: ClassVar[str] = "alpha"
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset(
+        {"use_effective_conv2d", "init_weights", "rank_dropout", "module_dropout"}
+    )
 
     tucker: bool = False
 
@@ -62,7 +65,7 @@ class LoHa(Method):
         return {"tucker": True} if any("t1" in layer.tensors for layer in layers.values()) else {}
 
     @classmethod
-    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def peft_options(cls, config: Mapping[str, Any], targets: Sequence[str] | str) -> dict[str, Any]:
         return {"use_effective_conv2d": bool(config.get("tucker"))}
 
     @classmethod

@@ -12,7 +12,7 @@ A Linear never forms the product: with the input x as a matrix X (c, d), (w1 ⊗
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,8 +54,10 @@ class LoKr(Method):
     optional: ClassVar[frozenset[str]] = frozenset(_NAMES)
     rank_axes: ClassVar[Mapping[str, int]] = {"w1_b": 0, "w2_b": 0, "t2": 0}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "LOKR"}
+    peft_alpha: ClassVar[str] = "alpha"
     peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset(
-        {"decompose_factor", "decompose_both", "use_effective_conv2d"}
+        {"decompose_factor", "decompose_both", "use_effective_conv2d", "init_weights", "rank_dropout"}
+        | {"module_dropout", "rank_dropout_scale"}
     )
 
     factor: int = -1
@@ -89,7 +91,7 @@ class LoKr(Method):
         return dict(config) if small else {**config, "full_matrix": True}
 
     @classmethod
-    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def peft_options(cls, config: Mapping[str, Any], targets: Sequence[str] | str) -> dict[str, Any]:
         return {
             "decompose_factor": config.get("factor", -1),
             "decompose_both": bool(config.get("decompose_both")),

@@ -40,6 +40,8 @@ class MiSS(Method):
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {"D": {"peft": "miss_block"}}
     rank_axes: ClassVar[Mapping[str, int]] = {"D": 0}
     peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "MISS"}
+    peft_alpha: ClassVar[str] = ""
+    peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset({"init_weights", "mini_r", "miss_dropout"})
 
     rank: int = 64
     dropout: float = training_only(0.0)
@@ -53,10 +55,6 @@ class MiSS(Method):
     def to_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
         """Other programs know no alpha."""
         return replace(layer, tensors={"D": layer.tensors["D"] * layer.scale}, alpha=float(layer.rank))
-
-    @classmethod
-    def from_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
-        return replace(layer, alpha=float(layer.rank))
 
     def build(self, spec: WeightSpec) -> MiSSAdapter:
         return MiSSAdapter(self, spec)

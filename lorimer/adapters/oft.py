@@ -12,7 +12,7 @@ its weight. The series that PEFT uses by default is there for its files (`neuman
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter, Method, WeightSpec
-from lorimer.errors import UsageError
+from lorimer.errors import FileFormatError, UsageError
 
 if TYPE_CHECKING:
     from lorimer.adapters._state import LayerState
@@ -41,9 +41,11 @@ class OFT(Method):
     ranked: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {"Q": {"peft": "oft_R.weight"}}
-    peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "OFT", "use_cayley_neumann": False}
+    peft_config: ClassVar[Mapping[str, Any] | None] = {"peft_type": "OFT"}
+    peft_alpha: ClassVar[str] = ""
     peft_told_by_tensors: ClassVar[frozenset[str]] = frozenset(
-        {"oft_block_size", "num_cayley_neumann_terms", "eps"}
+        {"oft_block_size", "use_cayley_neumann", "num_cayley_neumann_terms"}
+        | {"eps", "init_weights", "module_dropout"}
     )
 
     rank: int = 1
@@ -71,14 +73,26 @@ class OFT(Method):
         return {**config, **cls.config_of({"": layer})}
 
     @classmethod
-    def peft_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def peft_options(cls, config: Mapping[str, Any], targets: Sequence[str] | str) -> dict[str, Any]:
         terms = config.get("neumann_terms", 0)
         return {
+            "peft_version": "0.18.0",  # whose series it is
             "r": 0,
             "oft_block_size": config.get("block_size", cls.block_size),
             "use_cayley_neumann": terms > 0,
             "num_cayley_neumann_terms": terms or 5,
         }
+
+    @classmethod
+    def from_peft_options(
+        cls, options: Mapping[str, Any], layers: Mapping[str, LayerState]
+    ) -> dict[str, Any]:
+        if not options.get("use_cayley_neumann", True):
+            return {}
+        terms = options.get("num_cayley_neumann_terms", 5)
+        if type(terms) is not int or not 3 <= terms <= 100:
+            raise FileFormatError(f"num_cayley_neumann_terms must be 3 to 100, not {terms!r:.40}")
+        return {"neumann_terms": max(terms, 4)}  # PEFT adds up the same terms for 3 as for 4
 
     def build(self, spec: WeightSpec) -> OFTAdapter:
         return OFTAdapter(self, spec)

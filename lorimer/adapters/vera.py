@@ -44,7 +44,6 @@ class VeRA(Method):
     kinds: ClassVar[frozenset[str]] = frozenset({"matrix", "stack"})
     tensors: ClassVar[Mapping[str, Mapping[str, str]]] = {"d": {}, "b": {}}
     fast_tensors: ClassVar[frozenset[str]] = frozenset({"b"})
-    rank_axes: ClassVar[Mapping[str, int]] = {"d": 0}
 
     rank: int = 256
     seed: int = 0

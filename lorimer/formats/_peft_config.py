@@ -63,15 +63,17 @@ def peft_config(
     told = {**method.peft_config, "target_modules": targets, **method.peft_options(own, targets)}
     if not method.ranked:
         return told
-    return {
+    ranks = {exact(path): own.rank for path, own in layers.items() if own.rank != rank}
+    alphas = {exact(path): plain_number(own.alpha) for path, own in layers.items() if own.alpha != alpha}
+    fields = {
         **told,
         "r": rank,
-        _alpha_field(method): plain_number(alpha),
-        "rank_pattern": {exact(path): own.rank for path, own in layers.items() if own.rank != rank},
-        "alpha_pattern": {
-            exact(path): plain_number(own.alpha) for path, own in layers.items() if own.alpha != alpha
-        },
+        method.peft_alpha: plain_number(alpha),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
     }
+    unknown = set() if method.peft_alpha else {"", "alpha_pattern", *([] if ranks else ["rank_pattern"])}
+    return {name: value for name, value in fields.items() if name not in unknown}
 
 
 def read_peft_config(
@@ -92,7 +94,7 @@ def read_peft_config(
     if not method.ranked:
         return dict.fromkeys(ranks, (1, 1.0))
     default_rank = checked_rank(config.get("r", 8), f"{where}: r")
-    default_alpha = checked_alpha(config.get(_alpha_field(method), 8), f"{where}: {_alpha_field(method)}")
+    default_alpha = checked_alpha(config.get(method.peft_alpha, 8), f"{where}: {method.peft_alpha}")
     rank_pattern = _pattern(config, "rank_pattern", ranks, where)
     alpha_pattern = _pattern(config, "alpha_pattern", ranks, where)
     settled = {}
@@ -104,6 +106,8 @@ def read_peft_config(
             raise FileFormatError(
                 f"{where}: says rank {rank} for {path!r}, whose tensors are of rank {shape_rank}"
             )
+        if not method.peft_alpha:
+            alpha = float(rank)
         # rsLoRA scales by alpha / sqrt(rank) (arXiv 2312.03732); as plain LoRA that is another alpha.
         settled[path] = (rank, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha)
     return settled
@@ -123,10 +127,6 @@ def method_of(config: Mapping[str, Any], where: str) -> str:
     if not fitting:
         raise FileFormatError(f"{where}: no known method is PEFT's {str(config.get('peft_type'))[:60]!r}")
     return max(fitting, key=lambda name: len(fitting[name]))
-
-
-def _alpha_field(method: type[Method]) -> str:
-    return "lora_alpha" if method.peft_config and method.peft_config["peft_type"] == "LORA" else "alpha"
 
 
 def _target_modules(layers: Iterable[str], head: str) -> list[str] | str:

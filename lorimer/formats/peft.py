@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorimer import registry
+from lorimer.adapters._base import Method
 from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
@@ -47,6 +48,8 @@ from lorimer.formats.safe_io import (
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+# Fields that LoRA and its kin have, and PEFT's other methods do not.
+_LORA_FIELDS = {"bias", "fan_in_fan_out", "init_lora_weights", "lora_dropout", "use_rslora"}
 
 
 class PeftFormat(Format):
@@ -120,7 +123,7 @@ class PeftFormat(Format):
             # The config last: a folder without one is no adapter.
             header = {"format": "pt", **write_marker(state)}
             files[path / part / _WEIGHTS] = safetensors_bytes(tensors, header)
-            files[path / part / _CONFIG] = [json_bytes(config)]
+            files[path / part / _CONFIG] = [json_bytes(_known_fields(config, method))]
         write_files_atomic(files)
 
 
@@ -147,7 +150,7 @@ def _read_part(folder: Path, component: str) -> AdapterState:
         layers[paths[layer]] = make_layer(
             method, own.tensors, f"{where}: {layer!r}", rank=rank, alpha=alpha, kind=own.kind, dialect="peft"
         )
-    told = {**method.config_of(layers), **method.from_peft_options(config)}
+    told = {**method.config_of(layers), **method.from_peft_options(config, layers)}
     its_config = marker.config if marker.method else told
     if config.get("lora_bias") and not its_config.get("bias"):
         raise FileFormatError(f"{where}: lora_bias says that biases were trained, and the file holds none")
@@ -158,6 +161,17 @@ def _read_part(folder: Path, component: str) -> AdapterState:
     base = config.get("base_model_name_or_path")
     metadata = marker.metadata or ({"base_model": base} if isinstance(base, str) and base else {})
     return AdapterState(method.name, layers, its_config, (), metadata, placed)
+
+
+def _known_fields(fields: dict[str, Any], method: type[Method]) -> dict[str, Any]:
+    """The fields that PEFT's config of the method has."""
+    if method.peft_alpha == "lora_alpha":
+        return fields
+    if fields["bias"] != "none":
+        raise FileFormatError(
+            f"PEFT trains no biases beside {method.name!r}. Use format 'lorimer', which holds any adapter"
+        )
+    return {name: value for name, value in fields.items() if name not in _LORA_FIELDS}
 
 
 def _require_adapted(state: AdapterState, parts: Collection[str]) -> None:

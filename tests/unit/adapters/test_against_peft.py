@@ -1,8 +1,10 @@
-"""The same tensors give the same layer in PEFT: names, shapes, orientation, scale and maths agree."""
+"""The same tensors give the same layer in PEFT: names, shapes, orientation, scale and maths agree, and each
+program reads the other's folder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -83,18 +85,16 @@ def one_layer(layer: str) -> nn.Module:
     return nn.ModuleDict({"layer": LAYERS[layer][0]()})
 
 
-@pytest.mark.parametrize(
+CASES = pytest.mark.parametrize(
     ("name", "layer"), [(name, layer) for name, pair in PAIRS.items() for layer in pair.layers]
 )
+
+
+@CASES
 def test_same_tensors_same_layer(name: str, layer: str) -> None:
-    pair = PAIRS[name]
+    pair, ours = PAIRS[name], one_layer(layer)
     theirs = peft.get_peft_model(one_layer(layer), pair.theirs)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    ours = one_layer(layer)
+    move(theirs)
     adapter = lorimer.attach(ours, pair.ours, "layer")
     dialect = "peft-embedding" if layer == "embedding" else "peft"
     names = {each[dialect]: own for own, each in type(pair.ours).tensors.items() if dialect in each}
@@ -103,15 +103,50 @@ def test_same_tensors_same_layer(name: str, layer: str) -> None:
         for key, tensor in peft.get_peft_model_state_dict(theirs).items()
     }
     adapter.layers["layer"].load_state_dict(tensors)
+    expected, found = outputs(pair, layer, theirs, ours)
+    with lorimer.disabled(ours):
+        assert relative_difference(*outputs(pair, layer, theirs, ours)) > 1e-3
+    assert relative_difference(found, expected) <= SAME_OUTPUT[torch.float32]
+
+
+def outputs(
+    pair: Pair, layer: str, theirs: peft.PeftModel, ours: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What PEFT's layer and ours give for the same input."""
+    torch.manual_seed(2)
     shape = LAYERS[layer][1]
     x = torch.randint(14, shape) if layer == "embedding" else torch.randn(shape)
-    if layer in pair.by_weight:
-        theirs = theirs.merge_and_unload()
-        expected = theirs["layer"](x)
-    else:
-        expected = theirs.base_model.model["layer"](x)
-    assert not torch.allclose(expected, one_layer(layer)["layer"](x), atol=1e-3)
-    assert relative_difference(ours["layer"](x), expected) <= SAME_OUTPUT[torch.float32]
+    model = theirs.merge_and_unload() if layer in pair.by_weight else theirs.base_model.model
+    return model["layer"](x), ours["layer"](x)
+
+
+def move(model: nn.Module) -> None:
+    """Take what is trained off its start."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+@CASES
+def test_peft_reads_our_folder(name: str, layer: str, tmp_path: Path) -> None:
+    pair, ours = PAIRS[name], one_layer(layer)
+    adapter = lorimer.attach(ours, pair.ours, "layer")
+    move(ours)
+    lorimer.save(adapter, tmp_path / "adapter", format="peft")
+    theirs = peft.PeftModel.from_pretrained(one_layer(layer), tmp_path / "adapter")
+    assert relative_difference(*outputs(pair, layer, theirs, ours)) <= SAME_OUTPUT[torch.float32]
+
+
+@CASES
+def test_we_read_a_folder_of_peft(name: str, layer: str, tmp_path: Path) -> None:
+    pair, ours = PAIRS[name], one_layer(layer)
+    theirs = peft.get_peft_model(one_layer(layer), pair.theirs)
+    move(theirs)
+    theirs.save_pretrained(tmp_path / "adapter")
+    lorimer.load(ours, tmp_path / "adapter")
+    assert relative_difference(*outputs(pair, layer, theirs, ours)) <= SAME_OUTPUT[torch.float32]
 
 
 def test_vera_draws_the_projections_that_peft_draws() -> None:
