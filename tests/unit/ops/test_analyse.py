@@ -149,3 +149,10 @@ def test_what_cannot_be_analysed() -> None:
     broken.layers["conv"].tensors["A"].view(-1)[0] = math.inf
     with pytest.raises(LorimerError, match="NaN or infinity"):
         lorimer.analyse(broken)
+
+
+def test_layers_that_only_one_adapts() -> None:
+    one, other = trained(LoRA(rank=2), 1, ["linear", "conv"]), trained(LoRA(rank=2), 2, ["conv"])
+    found = lorimer.analyse(one, other)
+    assert found.layers["linear"].overlap is None and found.layers["conv"].overlap is not None
+    assert all(path in str(found) for path in ("linear", "conv"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from torch import Tensor
+from torch import Tensor, nn
 
 import lorimer
 from lorimer import registry
@@ -17,7 +18,7 @@ from lorimer.adapters._state import AdapterState, ParameterState
 from lorimer.adapters.lora import LoRA
 from lorimer.errors import LorimerError, UsageError
 from lorimer.ops import compose as ways
-from tests.tolerances import SAME_ALGEBRA
+from tests.tolerances import SAME_ALGEBRA, SAME_NETWORK_OUTPUT, relative_difference
 from tests.unit.ops.adapters import EVERY, combination, difference, effects, network, same_bits, trained
 
 METHODS = [
@@ -113,6 +114,67 @@ def test_methods_mix(how: str) -> None:
         lorimer.compose([shifted, dora], [2.0, -0.5])
 
 
+class Experts(nn.Module):
+    """Weights of three experts in one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights = nn.Parameter(torch.randn(3, 5, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("how", ["linear", "cat", "svd", "dare"])
+def test_stacks_of_matrices(how: str) -> None:
+    """Each matrix for itself, at one rank for all."""
+    states = []
+    for seed in (1, 2):
+        adapter = lorimer.attach(Experts(), LoRA(rank=2, alpha=3.0), "weights")
+        torch.manual_seed(seed)
+        for parameter in adapter.parameters():
+            nn.init.normal_(parameter)
+        states.append(adapter.state())
+    found = lorimer.compose(states, [1.0, -0.5], how, density=1.0, rank=None if how != "dare" else 4)
+
+    def change(state: AdapterState) -> Tensor:
+        model = Experts()
+        lorimer.attach_state(model, state)
+        lorimer.merge(model)
+        return model.weights.detach() - Experts().weights.detach()
+
+    wanted = change(states[0]) - 0.5 * change(states[1])
+    lost = (change(found.state) - wanted).norm() / wanted.norm()
+    assert math.isclose(lost.item(), found.error, abs_tol=1e-7)
+    assert (found.error > 0.01) == (how == "svd")
+
+
+@pytest.mark.parametrize("how", ["cat", "svd"])
+def test_the_same_as_peft_where_peft_is_right(how: str, tmp_path: Path) -> None:
+    """Positive weights, plain LoRA, alpha as it likes."""
+    from peft import PeftModel
+
+    def plain() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7))
+
+    states = []
+    for name, method in (("a", LoRA(rank=3, alpha=4.0)), ("b", LoRA(rank=2, alpha=1.0))):
+        adapter = lorimer.attach(plain(), method)
+        for parameter in adapter.parameters():
+            nn.init.normal_(parameter, std=0.4)
+        states.append(adapter.state())
+        lorimer.save(adapter, tmp_path / name)
+    x = torch.randn(4, 12)
+    theirs = PeftModel.from_pretrained(plain(), tmp_path / "a", adapter_name="a")
+    theirs.load_adapter(tmp_path / "b", adapter_name="b")
+    options = {"svd_rank": 2} if how == "svd" else {}
+    theirs.base_model.add_weighted_adapter(["a", "b"], [0.7, 0.4], "c", combination_type=how, **options)
+    theirs.set_adapter("c")
+    ours = plain()
+    rank = 2 if how == "svd" else None
+    lorimer.attach_state(ours, lorimer.compose(states, [0.7, 0.4], how, rank=rank).state)
+    assert relative_difference(ours(x), theirs(x)) <= SAME_NETWORK_OUTPUT
+
+
 @pytest.mark.parametrize("how", ["ties", "dare", "prune"])
 def test_dense_ways_at_full_density_and_rank(how: str) -> None:
     """With nothing dropped, pruning and DARE are the weighted sum, and one adapter's TIES is that adapter."""
@@ -182,8 +244,10 @@ def test_values_trained_in_full() -> None:
     mean = lorimer.compose([one, other], [1.0, 2.0], full="average").state.full["linear.bias"].value
     assert torch.equal(mean, torch.full((9,), 3.0))
     assert not lorimer.compose([one, other], [1.0, 2.0], full="drop").state.full
-    with pytest.raises(UsageError, match="no mean"):
-        lorimer.compose([one, other], [1.0, -1.0], full="average")
+    longer = replace(other, full={"linear.bias": ParameterState(torch.ones(4), rows=(0, 1, 2, 3))})
+    for parts, shares in (([one, other], [1.0, -1.0]), ([one, longer], [1.0, 1.0])):
+        with pytest.raises(UsageError, match="no mean"):
+            lorimer.compose(parts, shares, full="average")
 
 
 def test_components_and_facts() -> None:

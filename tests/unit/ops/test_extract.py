@@ -181,3 +181,35 @@ def test_what_cannot_be_extracted() -> None:
         lorimer.extract(
             network(), {"linear.weight": torch.zeros(9, 12, dtype=torch.int8)}, ["linear"], rank=2
         )
+
+
+def test_norms_are_no_targets() -> None:
+    def normed() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+
+    with pytest.raises(TargetError):
+        lorimer.extract(normed(), normed(), "1", rank=1)
+
+
+def test_other_shapes_beside_the_targets_are_told() -> None:
+    tensors = {**TUNED.state_dict(), "embedding.weight": torch.zeros(13, 8)}
+    found = lorimer.extract(network(), tensors, ["linear"], rank=2, full=True)
+    assert found.left_out == {"embedding.weight": None}
+    assert "inf  embedding.weight" in str(found)
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    tensors = TUNED.state_dict()
+    save_file({**tensors, "linear.weight": torch.full((9, 12), math.nan)}, tmp_path / "nan.safetensors")
+    with pytest.raises(FileFormatError, match=r"'linear\.weight' holds NaN or infinity"):
+        lorimer.extract(network(), tmp_path / "nan.safetensors", TARGETS, rank=2)
+    whole = (tmp_path / "nan.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-8])
+    torch.save(tensors, tmp_path / "pickle.bin")
+    for name, words in (
+        ("cut.safetensors", "cut short"),
+        ("pickle.bin", "refused"),
+        ("none", "no such file"),
+    ):
+        with pytest.raises(FileFormatError, match=words):
+            lorimer.extract(network(), tmp_path / name, TARGETS, rank=2)
