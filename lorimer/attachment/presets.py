@@ -15,6 +15,7 @@ from lorimer.layers.linear import is_hugging_face_conv1d
 # CLIPAttention, GPT2Attention, LlamaSdpaAttention, Attention, but not CrossAttnDownBlock2D.
 _ATTENTION_CLASS = re.compile(r"(Attention|Attn)(V?\d+)?$")
 _NORM_CLASS = re.compile(r"Norm(\dd)?$")
+_BIAS_NAME = re.compile(r"(^|\.|_)bias(_[^.]*)?$")  # bias, in_proj_bias, bias_ih_l0
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
@@ -73,6 +74,6 @@ PRESETS = {
     ),
     "biases": Preset(
         "every bias, to train in full",
-        _of(lambda path, thing: isinstance(thing, nn.Parameter) and path.split(".")[-1] == "bias"),
+        _of(lambda path, thing: isinstance(thing, nn.Parameter) and _BIAS_NAME.search(path) is not None),
     ),
 }

@@ -16,7 +16,9 @@ from lorimer import LoRA
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True)
+    )
     model(torch.randn(8, 3, 6, 6))  # so that there is something to lose
     return model
 
@@ -87,7 +89,11 @@ def test_copies_and_pickles_hold_them_too() -> None:
     saved = io.BytesIO()
     torch.save(model, saved)
     saved.seek(0)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(saved, weights_only=False)):
+    for twin in (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        torch.load(saved, weights_only=False),
+    ):
         before = statistics(twin)
         train(twin)
         assert same(statistics(twin), before)
