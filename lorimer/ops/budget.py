@@ -265,10 +265,9 @@ def _kept_random_state() -> Iterator[None]:
 
 
 def _storages(tensors: list[Tensor]) -> int:
-    """Bytes of the distinct storages behind tensors."""
-    return sum(
-        {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values()
-    )
+    """Bytes of the distinct storages behind tensors; on the meta device each tensor has its own."""
+    storages = {id(tensor): tensor.untyped_storage() for tensor in tensors}
+    return sum({each.data_ptr() or key: each.nbytes() for key, each in storages.items()}.values())
 
 
 def _told(costs: Costs, ranks: dict[str, int], limit: int, **facts: Any) -> Budget:

@@ -171,3 +171,12 @@ def test_ranks_are_uniform_but_for_one() -> None:
     for limit in itertools.islice(range(8_000, 60_000, 7_000), 8):
         ranks = lorimer.budget(network(), bytes=limit, exclude="3.1").ranks
         assert max(ranks.values()) - min(ranks.values()) <= 1
+
+
+def test_a_model_without_memory_can_be_planned_for() -> None:
+    """A model too large for this machine: the same plan as with its weights at hand."""
+    with torch.device("meta"):
+        skeleton = network()
+    assert lorimer.budget(skeleton, bytes="20 kB").ranks == lorimer.budget(network(), bytes="20 kB").ranks
+    plans = [lorimer.budget(each, memory="2 MB", positions=9) for each in (skeleton, network())]
+    assert plans[0].memory == plans[1].memory
