@@ -15,76 +15,32 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lorimer
 from lorimer.adapters._base import Adapter, Method
-from lorimer.adapters._state import AdapterState
 from lorimer.adapters.dora import DoRA
 from lorimer.adapters.lora import LoRA
 from lorimer.errors import LorimerError, StateError, TargetError, UsageError
-from lorimer.layers.host import Host, folded_parameter, sites
+from lorimer.layers.host import Host
 from lorimer.layers.slots import LayerSlots
 from lorimer.ops.files import attach_state
+from tests.contracts.adapted_models import (
+    adapted,
+    bits,
+    facts,
+    fresh,
+    perturb,
+    require_agreement,
+    same_bits,
+    truth,
+)
 from tests.contracts.layer_cases import LAYERS, LayerCase
 from tests.contracts.method_cases import METHODS
 from tests.contracts.refusals import is_refused
 from tests.tolerances import SAME_GRADIENT, SAME_OUTPUT, relative_difference
 
 HALF = (torch.bfloat16, torch.float16)
-
-
-def perturb(model: nn.Module, seed: int = 2, spread: float = 0.3) -> None:
-    """Move every adapter parameter off its start."""
-    generator = torch.Generator().manual_seed(seed)
-    for adapter in lorimer.attached(model).values():
-        for parameter in adapter.parameters():
-            with torch.no_grad():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
-
-
-def fresh(case: LayerCase, method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A model with one adapter at its start."""
-    model = case.model(dtype)
-    lorimer.attach(model, method, case.targets)
-    return model
-
-
-def adapted(case: LayerCase, method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A model with one adapter off its start."""
-    model = fresh(case, method, dtype)
-    perturb(model)
-    return model
-
-
-def bits(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def adapted_values(model: nn.Module) -> dict[tuple[str, str], Tensor]:
-    """(layer's path, parameter) -> its value with every live adapter folded in, by `adapt` alone."""
-    values = {}
-    for site in sites(model).values():
-        layer = site.full_name.rpartition(".")[0]
-        values[layer, site.parameter] = folded_parameter(site.layer, site.parameter)
-        if site.geometry.called and site.layer._parameters.get("bias") is not None:
-            values[layer, "bias"] = folded_parameter(site.layer, "bias")
-    return values
-
-
-def truth(model: nn.Module, case: LayerCase, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
-    """What a model without lorimer gives whose parameters are the adapted values, differentiable in them."""
-    bare = case.model(dtype)
-    for (path, parameter), value in adapted_values(model).items():
-        layer = bare.get_submodule(path)
-        del layer._parameters[parameter]
-        setattr(layer, parameter, value)
-    return bare(*(inputs or case.inputs(dtype)))
 
 
 def starts_by_cancelling(method: Method) -> bool:
@@ -167,30 +123,6 @@ def check_agrees_with_other_methods(case: LayerCase, method: Method, dtype: torc
                 require_agreement(model, case, dtype, order)
 
 
-def require_agreement(model: nn.Module, case: LayerCase, dtype: torch.dtype, order: list[str]) -> None:
-    live = case.run(model, dtype)
-    one_by_one = copy.deepcopy(model)
-    lorimer.merge(model)
-    together = case.run(model, dtype)
-    lorimer.unmerge(model)
-    with lorimer.enabled(one_by_one, *order[:-1]):
-        lorimer.merge(one_by_one)
-        values = {
-            name: value.detach().clone()
-            for name, value in one_by_one.named_parameters()
-            if name in dict(case.model(dtype).named_parameters())
-        }
-        lorimer.unmerge(one_by_one)
-    with torch.no_grad():
-        for path, value in values.items():
-            layer, _, parameter = path.rpartition(".")
-            one_by_one.get_submodule(layer)._parameters[parameter].copy_(value)  # type: ignore[union-attr]
-    with lorimer.enabled(one_by_one, order[-1]):
-        singly = case.run(one_by_one, dtype)
-    assert relative_difference(live, together) <= SAME_OUTPUT[dtype]
-    assert relative_difference(live, singly) <= SAME_OUTPUT[dtype]
-
-
 def check_detach_leaves_nothing(case: LayerCase, method: Method) -> None:
     dtype = torch.float32 if torch.float32 in case.dtypes else torch.float64
     bare, model = case.model(dtype), case.model(dtype)
@@ -254,15 +186,7 @@ def check_state_round_trip(case: LayerCase, method: Method, dtype: torch.dtype) 
     attach_state(other, state, name="another")
     assert torch.equal(case.run(model, dtype), case.run(other, dtype))
     again = lorimer.attached(other)["another"].state()
-    assert _facts(again) == _facts(state)
-
-
-def _facts(state: AdapterState) -> object:
-    layers = {
-        path: (sorted(layer.tensors), layer.rank, layer.alpha, layer.groups, layer.stacked)
-        for path, layer in state.layers.items()
-    }
-    return state.method, state.config, layers, {path: each.rows for path, each in state.full.items()}
+    assert facts(again) == facts(state)
 
 
 def check_nan_and_infinity_never_merge(case: LayerCase, method: Method) -> None:

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 import lorimer
 from lorimer.adapters._base import Method
 from lorimer.attachment.attached import AttachedAdapter
+from tests.contracts.adapted_models import adapted, fresh, perturb
 from tests.contracts.layer_cases import LAYERS, LayerCase
 from tests.contracts.method_cases import METHODS
 from tests.contracts.refusals import is_refused
-from tests.contracts.test_adapters import adapted, fresh, perturb
 from tests.tolerances import SAME_OUTPUT, relative_difference
 
 CASES = {case.name: case for case in LAYERS}
