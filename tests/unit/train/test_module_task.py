@@ -86,7 +86,7 @@ def test_a_base_in_int8_learns_nearly_the_same(tmp_path: Path, monkeypatch: pyte
     def losses(precision: str) -> list[float]:
         overrides = ("train.steps=20", f"train.base_precision={precision}", "train.log_every=1")
         train(recipe(tmp_path / precision, *overrides, model=f"{THIS}:wide"))
-        return [event["loss"] for event in events(tmp_path / precision, "train")]
+        return [event["loss"] for event in events(tmp_path / precision, "step")]
 
     exact = losses("exact")
     assert not called
