@@ -105,10 +105,7 @@ class LinearMap:
         return _summed_products(_flat(g), _flat(y), axes=[0])
 
     def merged(self, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        if weight.is_contiguous():
-            return torch.addmm(weight, B, A, alpha=scale)
-        # In the weight's own order in memory, as the product's last bits depend on it.
-        return torch.addmm(weight.t(), A.t(), B.t(), alpha=scale).t()
+        return torch.addmm(weight, B, A, alpha=scale)
 
     def scaled(self, weight: Tensor, gain: Tensor) -> Tensor:
         return weight * gain[:, None].to(weight.dtype)

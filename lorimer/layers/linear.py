@@ -52,7 +52,7 @@ class TransposedLinearGeometry(LinearGeometry):
         return weight.T
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
-        return matrix.T
+        return matrix.T.contiguous()  # as the layer has it: a product's last bits depend on the order
 
 
 def is_hugging_face_conv1d(layer: object) -> bool:
