@@ -90,11 +90,11 @@ def check_merged_is_live(case: LayerCase, method: Method, dtype: torch.dtype) ->
     assert torch.equal(case.run(model, dtype), live)
 
 
-def check_many_merges_to_the_bit(case: LayerCase, method: Method) -> None:
+def check_many_merges_to_the_bit(case: LayerCase, method: Method, times: int = 5) -> None:
     """To subtract what was added would drift, in half precision above all."""
     model = adapted(case, method, torch.bfloat16)
     before = bits(model)
-    for _ in range(1000 if type(method) is LoRA else 10):
+    for _ in range(times):
         lorimer.merge(model)
         lorimer.unmerge(model)
     assert same_bits(before, bits(model))
@@ -331,8 +331,8 @@ def check_refused_cleanly(case: LayerCase, method: Method) -> None:
 Check = Callable[..., None]
 
 _ON_FEW: dict[Check, tuple[str, ...]] = {
-    check_many_merges_to_the_bit: ("linear",),
-    check_compiles_without_graph_breaks: ("linear", "conv-3x3", "attention-packed"),
+    check_many_merges_to_the_bit: ("linear", "conv-groups", "attention-packed"),
+    check_compiles_without_graph_breaks: ("linear",),
     check_autocast: ("linear", "conv-3x3", "embedding", "conv2d-transposed"),
     check_gradient_checkpointing: ("linear", "conv-groups", "embedding", "gru", "experts"),
     check_agrees_with_other_methods: ("linear", "conv-3x3", "hugging-face-conv1d", "attention-packed"),
@@ -369,6 +369,7 @@ def run(check: Check, case: LayerCase, method: Method) -> None:
         check(case, method, dtype)
 
 
+_LAYERS = {case.name: case for case in LAYERS}
 _CASES = {name: (check, arguments) for name, check, arguments in cases()}
 
 
@@ -376,3 +377,15 @@ _CASES = {name: (check, arguments) for name, check, arguments in cases()}
 def test_adapter_contract(name: str) -> None:
     check, arguments = _CASES[name]
     run(check, **arguments)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_thousand_merges_leave_every_bit(method: str) -> None:
+    check_many_merges_to_the_bit(_LAYERS["linear"], METHODS[method], times=1000)
+
+
+@pytest.mark.parametrize(
+    "layer", ["conv-3x3", "embedding", "conv2d-transposed", "attention-packed", "experts"]
+)
+def test_other_layers_compile_too(layer: str) -> None:
+    check_compiles_without_graph_breaks(_LAYERS[layer], METHODS["lora"])
