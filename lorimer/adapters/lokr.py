@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter, Method, WeightSpec
 from lorimer.adapters._tucker import empty_factors, two_factors
-from lorimer.errors import UsageError
+from lorimer.errors import FileFormatError, UsageError
 
 if TYPE_CHECKING:
     from lorimer.adapters._state import LayerState
     from lorimer.layers.geometry import Geometry
 
+# Numbers in exact factors, at most: small tensors of a file may stand for a product that fits into no memory.
+_MAX_FACTORS = 2**28
 _NAMES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
 
 
@@ -87,8 +89,9 @@ class LoKr(Method):
     @classmethod
     def layer_config(cls, layer: LayerState, config: Mapping[str, Any]) -> dict[str, Any]:
         """Other programs keep single layers whole, and do not say so."""
-        small = _keeps_whole(layer.rank, *_sides_of_w2(layer)) if "w2" in layer.tensors else True
-        return dict(config) if small else {**config, "full_matrix": True}
+        if "w2" not in layer.tensors or _keeps_whole(layer.rank, *_sides_of_w2(layer)):
+            return dict(config)
+        return {**config, "full_matrix": True}
 
     @classmethod
     def peft_options(cls, config: Mapping[str, Any], targets: Sequence[str] | str) -> dict[str, Any]:
@@ -117,8 +120,11 @@ class LoKr(Method):
         return replace(layer, alpha=float(layer.rank)) if whole else layer
 
     @classmethod
-    def factors(cls, layer: LayerState, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        (up1, down1), (up2, down2) = (_factored(pair) for pair in _pairs(layer.tensors, layer.stacked))
+    def factors(cls, layer: LayerState, config: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        pairs = _pairs(layer.tensors, layer.stacked)
+        if math.prod(_rank(pair) * sum(_shape(pair)) for pair in pairs) > _MAX_FACTORS:
+            return None
+        (up1, down1), (up2, down2) = (_factored(pair) for pair in pairs)
         return layer.scale * kronecker(up1, up2), kronecker(down1, down2)
 
 
@@ -219,10 +225,25 @@ def _sides_of_w2(layer: LayerState) -> tuple[int, int]:
 
 def _pairs(tensors: Mapping[str, Tensor], stacked: int) -> tuple[Pair, Pair]:
     """w1 and w2 as matrices, in the form that the tensors have them."""
+    if not all(whole in tensors or {f"{whole}_a", f"{whole}_b"} <= tensors.keys() for whole in ("w1", "w2")):
+        raise FileFormatError(
+            f"{', '.join(tensors)} are no Kronecker product: w1 or w2, or factors of it, lack"
+        )
     first = (None, tensors["w1"]) if "w1" in tensors else (tensors["w1_a"], tensors["w1_b"])
     if "w2" in tensors:
         return first, (None, tensors["w2"].flatten(1 + stacked))
     return first, two_factors(tensors["w2_a"], tensors["w2_b"], tensors.get("t2"), stacked)
+
+
+def _shape(pair: Pair) -> tuple[int, int]:
+    up, down = pair
+    return (down if up is None else up).shape[-2], down.shape[-1]
+
+
+def _rank(pair: Pair) -> int:
+    """Of the factors that `_factored` gives."""
+    up, down = pair
+    return min(down.shape[-2:]) if up is None else up.shape[-1]
 
 
 def _whole(pair: Pair) -> Tensor:
@@ -236,7 +257,9 @@ def _factored(pair: Pair) -> tuple[Tensor, Tensor]:
     if up is not None:
         return up, down
     rows, columns = down.shape[-2:]
-    identity = torch.eye(min(rows, columns), dtype=down.dtype).expand(*down.shape[:-2], -1, -1)
+    identity = torch.eye(min(rows, columns), dtype=down.dtype, device=down.device).expand(
+        *down.shape[:-2], -1, -1
+    )
     return (identity, down) if rows <= columns else (down, identity)
 
 
@@ -251,9 +274,8 @@ def _factor_of(layers: Iterable[LayerState]) -> int:
 
 def _sides(layer: LayerState) -> list[tuple[int, int, bool]]:
     """(m, n, whether n may count a kernel too) for the layer's out and in."""
-    (up1, down1), (up2, down2) = _pairs(layer.tensors, layer.stacked)
-    a, b = (down1 if up1 is None else up1).shape[-2], (down2 if up2 is None else up2).shape[-2]
-    return [(a, b, False), (down1.shape[-1], down2.shape[-1], True)]
+    (a, c), (b, d) = (_shape(pair) for pair in _pairs(layer.tensors, layer.stacked))
+    return [(a, b, False), (c, d, True)]
 
 
 _KERNELS = (1, 3, 9, 25, 27, 49)  # sizes of those in use; a file does not say which

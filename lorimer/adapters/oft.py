@@ -64,7 +64,7 @@ class OFT(Method):
     @classmethod
     def config_of(cls, layers: Mapping[str, LayerState]) -> dict[str, Any]:
         """n = size (size - 1) / 2 entries of each block."""
-        entries = {layer.tensors["Q"].shape[-1] for layer in layers.values()}
+        entries = {layer.tensors["Q"].shape[-1] for layer in layers.values() if layer.tensors["Q"].ndim}
         sizes = {(1 + math.isqrt(1 + 8 * n)) // 2 for n in entries}
         return {"block_size": sizes.pop()} if len(sizes) == 1 else {}
 

@@ -419,7 +419,8 @@ def make_layer(
         raise FileFormatError(f"{where}: its config says rank {rank}, its tensors are of rank {shape_rank}")
     final = shape_rank if shape_rank is not None else rank
     if final is None:  # without factors, programs of the dialect scale nothing
-        final = 1 if alpha is None or not method.ranked else checked_rank(round(alpha), where)
+        named = 1 if alpha is None or not method.ranked else round(alpha)  # any number, by custom a huge one
+        final = min(max(named, 1), MAX_RANK)
         alpha = float(final)
     layer = LayerState(tensors, final, float(final) if alpha is None else alpha, stacked=stacked, kind=kind)
     try:
@@ -435,7 +436,9 @@ def _check_factors(method: type[Method], layer: LayerState, where: str) -> None:
     try:
         factors = method.factors(layer, {})
         fitting = factors is None or factors[0].shape[-1] == factors[1].shape[-2]
-    except (RuntimeError, IndexError):
+    except FileFormatError as error:
+        raise FileFormatError(f"{where}: {error}") from error
+    except (RuntimeError, IndexError, ValueError):
         fitting = False
     if not fitting:
         shapes = {name: tuple(tensor.shape) for name, tensor in layer.tensors.items()}

@@ -9,6 +9,7 @@ from torch import nn
 import lorimer
 from lorimer.adapters import oft
 from lorimer.adapters._base import Method
+from lorimer.adapters._state import LayerState
 from lorimer.adapters.ia3 import IA3
 from lorimer.adapters.loha import LoHa
 from lorimer.adapters.lokr import LoKr
@@ -16,7 +17,7 @@ from lorimer.adapters.lora_fa import LoRAFA
 from lorimer.adapters.miss import MiSS, sum_of_shards
 from lorimer.adapters.oft import OFT
 from lorimer.adapters.vera import VeRA
-from lorimer.errors import UsageError
+from lorimer.errors import FileFormatError, UsageError
 from lorimer.layers.host import sites
 from lorimer.ops.files import attach_state
 from tests.tolerances import SAME_OUTPUT, relative_difference
@@ -181,3 +182,17 @@ def test_lokr_files_of_other_programs_are_told_by_their_tensors() -> None:
     )
     attach_state(again.double(), foreign)
     assert foreign.config == {"factor": 4}
+
+
+def test_factors_of_a_huge_product_are_not_made() -> None:
+    side = torch.ones(600, 600)
+    assert LoKr.factors(LayerState({"w1": side, "w2": side}, 1, 1.0), {}) is None
+
+
+@pytest.mark.parametrize("lacking", ["w1", "w2"])
+def test_half_a_kronecker_product_is_refused(lacking: str) -> None:
+    model = one_layer()
+    layer = moved(model, LoKr(3, full_matrix=True)).state().layers["layer"]
+    del layer.tensors[lacking]
+    with pytest.raises(FileFormatError, match="no Kronecker product"):
+        LoKr.factors(layer, {})
