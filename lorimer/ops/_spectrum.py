@@ -91,7 +91,7 @@ def factored_svd(up: Tensor, down: Tensor) -> Decomposition:
     right, right_rest = torch.linalg.qr(down.mT)
     U, S, V = torch.linalg.svd(left_rest @ right_rest.mT, full_matrices=False)
     noise = up.norm() * down.norm() * torch.finfo(S.dtype).eps * S.shape[-1]
-    return left @ U, S.where(S > noise, 0), V @ right.mT  # where factors cancel, nothing is left but rounding
+    return left @ U, S.where(noise < S, 0), V @ right.mT  # where factors cancel, nothing is left but rounding
 
 
 def dense_svd(matrix: Tensor, keep: Keep) -> Decomposition:
