@@ -205,9 +205,12 @@ def sites(model: nn.Module) -> dict[str, Site]:
     found: dict[str, Site] = {}
     for path, layer in own_modules(model):
         slots = slots_of(layer)
-        for parameter, own in slots.parameters_slots().items() if slots is not None else ():
-            site = Site(site_path(path, parameter), layer, parameter, own.geometry)
-            found[site.path] = site
+        if slots is None:
+            continue
+        present = slots.parameters_slots()
+        for parameter in sorted(present, key=list(layer._parameters).index) if len(present) > 1 else present:
+            geometry = present[parameter].geometry
+            found[site_path(path, parameter)] = Site(site_path(path, parameter), layer, parameter, geometry)
     return found
 
 
