@@ -64,7 +64,7 @@ def report_on(model: nn.Module, found: Mapping[str, tuple[Site, Adapter]]) -> Re
     """The report on one adapter (path -> its site and its parameters there) in `model`."""
     rows, file_bytes = [], 0
     for path, (site, adapter) in found.items():
-        tensors = [*adapter.parameters(), *adapter.buffers()]
+        tensors = list(adapter.state_dict().values())
         file_bytes += sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors)
         cls = getattr(type(site.layer), "adapted_class", type(site.layer))
         rows.append(
