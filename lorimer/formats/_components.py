@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
-from lorimer.formats._common import shown
+from lorimer.formats._checks import shown
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 TEXT_MODEL = "text_model."

@@ -16,7 +16,7 @@ from lorimer import registry
 from lorimer.adapters._base import Method
 from lorimer.adapters._state import LayerState
 from lorimer.errors import FileFormatError
-from lorimer.formats._common import checked_alpha, checked_rank, most_common, plain_number, shown
+from lorimer.formats._checks import checked_alpha, checked_rank, most_common, plain_number, shown
 
 # Fields that do not change what a finished adapter computes.
 _HARMLESS = """

@@ -65,6 +65,10 @@ def full_from_peft(
     saved, indices = config.get("modules_to_save") or [], config.get("trainable_token_indices") or {}
     if not isinstance(saved, list) or not all(isinstance(each, str) and each for each in saved):
         raise FileFormatError(f"{where}: modules_to_save must be a list of names")
+    if not isinstance(indices, list | dict):
+        raise FileFormatError(
+            f"{where}: trainable_token_indices must be a list, or a mapping of lists by name"
+        )
     full: dict[str, ParameterState] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():

@@ -18,20 +18,7 @@ from lorimer import registry
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
-from lorimer.formats._common import (
-    FoundLayer,
-    header_of,
-    in_dialect,
-    keyed_tensors,
-    make_layer,
-    rank_of,
-    read_adapter_tensors,
-    read_marker,
-    require_nothing_in_full,
-    require_suffix,
-    sort_by_layer,
-    write_marker,
-)
+from lorimer.formats._checks import header_of, read_adapter_tensors, require_suffix
 from lorimer.formats._components import (
     COMPONENTS,
     file_prefix,
@@ -40,6 +27,16 @@ from lorimer.formats._components import (
     split_components,
     to_file_path,
 )
+from lorimer.formats._dialects import (
+    FoundLayer,
+    in_dialect,
+    keyed_tensors,
+    make_layer,
+    rank_of,
+    require_nothing_in_full,
+    sort_by_layer,
+)
+from lorimer.formats._marker import read_marker, write_marker
 from lorimer.formats._peft_config import peft_config, read_peft_config
 from lorimer.formats.safe_io import parse_json, write_safetensors
 

@@ -21,26 +21,26 @@ from lorimer import registry
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
-from lorimer.formats._common import (
+from lorimer.formats._checks import (
     alpha_tensor,
     alpha_value,
     header_of,
+    most_common,
+    plain_number,
+    read_adapter_tensors,
+    require_suffix,
+    shown,
+)
+from lorimer.formats._components import module_paths, present_components, split_components
+from lorimer.formats._dialects import (
     in_dialect,
     keyed_tensors,
     make_layer,
-    most_common,
-    plain_number,
-    portable,
-    read_adapter_tensors,
-    read_marker,
     require_nothing_in_full,
-    require_suffix,
-    shown,
     sort_by_layer,
-    write_marker,
 )
-from lorimer.formats._components import module_paths, present_components, split_components
 from lorimer.formats._kohya_names import is_sdxl, kohya_name, module_path
+from lorimer.formats._marker import portable, read_marker, write_marker
 from lorimer.formats.safe_io import (
     safetensors_bytes,
     write_files_atomic,

@@ -18,7 +18,7 @@ from lorimer import registry
 from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
-from lorimer.formats._common import (
+from lorimer.formats._checks import (
     checked_alpha,
     checked_components,
     checked_config,
@@ -26,13 +26,12 @@ from lorimer.formats._common import (
     checked_method,
     checked_rank,
     header_of,
-    make_layer,
-    portable,
     read_adapter_tensors,
     require_suffix,
-    require_writable,
     shown,
 )
+from lorimer.formats._dialects import make_layer, require_writable
+from lorimer.formats._marker import portable
 from lorimer.formats.safe_io import parse_json, write_safetensors
 
 _ENTRY = "lorimer"

@@ -17,18 +17,7 @@ from lorimer.adapters._base import Method
 from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
-from lorimer.formats._common import (
-    in_dialect,
-    keyed_tensors,
-    make_layer,
-    portable,
-    rank_of,
-    read_adapter_tensors,
-    read_marker,
-    shown,
-    sort_by_layer,
-    write_marker,
-)
+from lorimer.formats._checks import read_adapter_tensors, shown
 from lorimer.formats._components import (
     COMPONENTS,
     from_file_path,
@@ -36,6 +25,8 @@ from lorimer.formats._components import (
     present_components,
     split_components,
 )
+from lorimer.formats._dialects import in_dialect, keyed_tensors, make_layer, rank_of, sort_by_layer
+from lorimer.formats._marker import portable, read_marker, write_marker
 from lorimer.formats._peft_config import method_of, peft_config, read_peft_config
 from lorimer.formats._peft_full import full_from_peft, full_to_peft
 from lorimer.formats.safe_io import (

@@ -10,7 +10,7 @@ import torch
 from lorimer import registry
 from lorimer.adapters._state import AdapterState
 from lorimer.errors import FileFormatError, UsageError
-from lorimer.formats._common import as_read_back
+from lorimer.formats._dialects import as_read_back
 from lorimer.ops.files import in_precision, read
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -17,7 +17,7 @@ from lorimer import AdapterState, registry
 from lorimer.errors import FileFormatError, LorimerError
 from lorimer.formats import safe_io
 from lorimer.formats._base import Format
-from lorimer.formats._common import as_read_back
+from lorimer.formats._dialects import as_read_back
 from lorimer.formats.safe_io import writing
 from lorimer.ops.convert import convert
 from tests.contracts.format_cases import MODELS, adapter_state, tensors_of

@@ -65,7 +65,7 @@ import json
 from lorimer import registry
 from lorimer.adapters._state import AdapterState
 from lorimer.errors import FileFormatError
-from lorimer.formats import _common as common
+from lorimer.formats import _checks, _dialects, _marker
 from lorimer.formats._base import Format
 from lorimer.formats.safe_io import parse_json, read_safetensors_header, write_safetensors
 
@@ -83,7 +83,7 @@ class Upright(Format):
 
     @staticmethod
     def read(path):
-        tensors, header = common.read_adapter_tensors(path)
+        tensors, header = _checks.read_adapter_tensors(path)
         facts = parse_json(header["upright"], str(path))
         method = registry.get("method", facts["method"])
         layers = {layer: {} for layer in facts["layers"]}
@@ -98,9 +98,9 @@ class Upright(Format):
             layer for layer, own in layers.items() if not method.required(facts["config"]) <= own.keys()
         ]
         if strangers or lacking:
-            raise FileFormatError(f"{path}: not understood: {common.shown([*strangers, *lacking])}")
+            raise FileFormatError(f"{path}: not understood: {_checks.shown([*strangers, *lacking])}")
         made = {
-            layer: common.make_layer(method, own, str(path), rank=facts["layers"][layer][0],
+            layer: _dialects.make_layer(method, own, str(path), rank=facts["layers"][layer][0],
                                      alpha=facts["layers"][layer][1])
             for layer, own in layers.items()
         }
@@ -111,12 +111,12 @@ class Upright(Format):
 
     @staticmethod
     def write(state, path):
-        common.require_suffix(path)
+        _checks.require_suffix(path)
         facts = {
             "method": state.method,
             "config": state.config,
             "components": state.components,
-            "metadata": common.portable(state.metadata),
+            "metadata": _marker.portable(state.metadata),
             "layers": {layer: [own.rank, own.alpha, own.groups] for layer, own in state.layers.items()},
         }
         tensors = {

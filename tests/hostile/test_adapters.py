@@ -18,7 +18,7 @@ import lorimer
 from lorimer import registry
 from lorimer.errors import FileFormatError
 from lorimer.formats import safe_io
-from lorimer.formats._common import MARKER
+from lorimer.formats._marker import MARKER
 from lorimer.ops.convert import convert
 from lorimer.ops.inspect import inspect
 from tests.contracts.format_cases import adapter_state

@@ -12,7 +12,7 @@ import torch
 
 from lorimer.errors import FileFormatError, LorimerError
 from lorimer.formats import safe_io
-from lorimer.formats._common import portable
+from lorimer.formats._marker import portable
 from lorimer.formats.safe_io import writing
 
 TENSORS = {

@@ -1,59 +1,27 @@
-"""What the formats share: telling layers and methods from keys, and checks of what comes from outside."""
+"""Between adapters and the keys of other programs: telling layers and methods by their names, and back."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping
 
-import numpy
-import torch
 from torch import Tensor
 
 from lorimer import registry
 from lorimer.adapters._base import MAX_RANK, Method
 from lorimer.adapters._state import AdapterState, LayerState
-from lorimer.errors import FileFormatError, UsageError
-from lorimer.formats.safe_io import Header, parse_json, read_safetensors, read_safetensors_header
+from lorimer.errors import FileFormatError
+from lorimer.formats._checks import checked_alpha, checked_components, checked_metadata, checked_rank, shown
 
-MAX_BYTES = 16 * 2**30  # of an adapter's tensors
 _PRECISIONS = {"torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
-# Header entry of files whose own format has no place for a method's config and for facts such as the title.
-MARKER = "lorimer_adapter"
 
 
-def header_of(path: Path) -> Header:
-    """What a file's header says, for `detect`: an empty header where `path` is no sound safetensors file."""
-    try:
-        return read_safetensors_header(path) if path.is_file() else Header({}, {})
-    except FileFormatError:
-        return Header({}, {})
+@dataclasses.dataclass
+class FoundLayer:
+    """A layer's tensors by the method's own names, and its kind (see `LayerState`)."""
 
-
-def read_adapter_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header entries of an adapter's weight file.
-
-    Raises:
-        FileFormatError: the file is broken, or larger than any adapter.
-    """
-    return read_safetensors(path, max_bytes=MAX_BYTES)
-
-
-def require_suffix(path: Path) -> None:
-    """Raise `FileFormatError` unless a single file is called so that programs recognise it."""
-    if path.suffix != ".safetensors":
-        raise FileFormatError(f"{path}: must end in .safetensors, which is what programs look for")
-
-
-def shown(keys: Iterable[str]) -> str:
-    """Keys for an error message, at most twenty, and the count of the rest."""
-    every = sorted(keys)
-    more = f" and {len(every) - 20} more" if len(every) > 20 else ""
-    return ", ".join(repr(key[:200]) for key in every[:20]) + more
+    tensors: dict[str, Tensor]
+    kind: str
 
 
 def sort_by_layer(
@@ -98,14 +66,6 @@ def sort_by_layer(
     if missing:
         raise FileFormatError(f"{where}: incomplete, it lacks {shown(missing)}")
     return chosen, layers
-
-
-@dataclasses.dataclass
-class FoundLayer:
-    """A layer's tensors by the method's own names, and its kind (see `LayerState`)."""
-
-    tensors: dict[str, Tensor]
-    kind: str
 
 
 def _kinds_of(dialect: str) -> dict[str, str]:
@@ -245,157 +205,6 @@ def rank_of(method: type[Method], tensors: Mapping[str, Tensor], where: str, sta
     if len(ranks) > 1:
         raise FileFormatError(f"{where}: its tensors are of different ranks: {sorted(ranks)}")
     return checked_rank(ranks.pop(), where) if ranks else None
-
-
-def checked_rank(value: Any, where: str) -> int:
-    """`value` as a rank from outside."""
-    if type(value) is not int or not 1 <= value <= MAX_RANK:
-        raise FileFormatError(
-            f"{where}: rank must be a whole number from 1 to {MAX_RANK}, not {_brief(value)}"
-        )
-    return value
-
-
-def checked_alpha(value: Any, where: str) -> float:
-    """`value` as an alpha from outside."""
-    if type(value) not in (int, float) or not abs(value) < 1e30:
-        raise FileFormatError(f"{where}: alpha must be a finite number, not {_brief(value)}")
-    return float(value)
-
-
-def alpha_tensor(alpha: float) -> Tensor:
-    """An alpha as single files carry it: a float32 number (float64 cannot be loaded onto every device)."""
-    return torch.tensor(alpha, dtype=torch.float32)
-
-
-def alpha_value(tensor: Tensor, where: str) -> float:
-    """The alpha in a tensor of one number; 0.1 stored in float32 comes back as 0.1."""
-    if tensor.numel() != 1:
-        raise FileFormatError(f"{where}: alpha must be one number, not of shape {tuple(tensor.shape)}")
-    value = tensor.item()
-    if tensor.dtype == torch.float32:
-        value = float(str(numpy.float32(value)))
-    return checked_alpha(value, where)
-
-
-def plain_number(value: float) -> int | float:
-    """16.0 as 16: what other programs' readers expect of a whole alpha."""
-    return int(value) if float(value).is_integer() else value
-
-
-def checked_method(value: Any, where: str) -> str:
-    """The name of an installed method, from outside."""
-    if not isinstance(value, str) or value not in registry.names("method"):
-        known = ", ".join(registry.names("method"))
-        raise FileFormatError(f"{where}: its method {_brief(value)} is none that is installed: {known}")
-    return value
-
-
-def checked_components(value: Any, where: str) -> tuple[str, ...]:
-    """Names of a model's components, from outside; plain ones, since folders are called after them."""
-    names = value if isinstance(value, list) else [None]
-    if not all(isinstance(name, str) and name.isidentifier() for name in names):
-        raise FileFormatError(f"{where}: components must be a list of plain names")
-    return tuple(names)
-
-
-def checked_config(method: type[Method], config: Any, where: str) -> dict[str, Any]:
-    """A method's further fields from outside: known names, plain values."""
-    if not isinstance(config, dict):
-        raise FileFormatError(f"{where}: config must be a mapping, not {_brief(config)}")
-    known = set(method.config_fields())
-    if not config.keys() <= known:
-        raise FileFormatError(f"{where}: {method.name} has no fields {shown(config.keys() - known)}")
-    try:
-        return method(**config).config()
-    except (UsageError, TypeError) as error:
-        raise FileFormatError(
-            f"{where}: config {_brief(config)} does not fit {method.name}: {error}"
-        ) from error
-
-
-def checked_metadata(value: Any, where: str) -> dict[str, str]:
-    """Facts from outside: text by text."""
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
-        raise FileFormatError(f"{where}: metadata must map text to text")
-    return value
-
-
-def write_marker(state: AdapterState) -> dict[str, str]:
-    """The header entry that keeps method, config and facts in a format without a place for them."""
-    facts = {
-        "method": state.method,
-        "config": state.config,
-        "components": state.components,
-        "metadata": portable(state.metadata),
-    }
-    if state.full:
-        facts["full"] = sorted(state.full)
-    return {MARKER: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Marker:
-    """What `write_marker` kept; empty for a file of another program."""
-
-    method: str | None = None
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    components: tuple[str, ...] = ()
-    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
-    full: tuple[str, ...] = ()
-
-
-def read_marker(header: Mapping[str, str], where: str) -> Marker:
-    """The inverse of `write_marker`, from a file's header entries.
-
-    Raises:
-        FileFormatError: the entry is there but malformed.
-    """
-    if MARKER not in header:
-        return Marker()
-    where = f"{where}: header entry {MARKER}"
-    facts = parse_json(header[MARKER], where)
-    known = {"method", "config", "components", "metadata"}
-    if not isinstance(facts, dict) or not known <= facts.keys() <= known | {"full"}:
-        raise FileFormatError(f"{where}: must hold method, config, components and metadata")
-    full = facts.get("full", [])
-    if not isinstance(full, list) or not all(isinstance(name, str) for name in full):
-        raise FileFormatError(f"{where}: full must be a list of names")
-    method = checked_method(facts["method"], where)
-    config = checked_config(registry.get("method", method), facts["config"], where)
-    components = checked_components(facts["components"], where)
-    return Marker(method, config, components, checked_metadata(facts["metadata"], where), tuple(full))
-
-
-_ABSOLUTE = re.compile(
-    r"""(?<![^\s"'=(,;\[])               # at the start, or behind a space, quote, bracket, "=" or comma
-        (?:file://)?(?:[A-Za-z]:[\\/]|\\\\|~[\\/]|/(?!/))
-        (?:[^\s"'\\/,;)\]]+[\\/])*([^\s"'\\/,;)\]]+)""",
-    re.VERBOSE,
-)
-
-
-def portable(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Facts without this machine's folders: of an absolute path, only its last part is kept."""
-    return {key: _without_folders(value) for key, value in metadata.items()}
-
-
-def _without_folders(text: str) -> str:
-    if text.startswith("data:"):  # a thumbnail, whose base64 may look like a path
-        return text
-    if re.match(r"(file://)?([A-Za-z]:[\\/]|\\\\|~[\\/]|/(?!/))[^\n]*$", text):  # all of it, spaces included
-        return re.split(r"[\\/]", text.rstrip("\\/"))[-1]
-    return _ABSOLUTE.sub(r"\1", text)
-
-
-def most_common(values: Iterable[Any]) -> Any:
-    """The value that occurs most often, the first of equals."""
-    return Counter(values).most_common(1)[0][0]
-
-
-def _brief(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def make_layer(
