@@ -1,4 +1,4 @@
-"""The header entry of files whose own format has no place for a method's config and for facts like a title."""
+"""The header entry of files whose own format has no place for a method's config and facts like a title."""
 
 from __future__ import annotations
 
