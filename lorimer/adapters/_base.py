@@ -184,10 +184,14 @@ class Method(ABC):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or not 1 <= self.rank <= MAX_RANK:
+        if not _is_whole(self.rank) or not 1 <= self.rank <= MAX_RANK:
             raise UsageError(f"rank must be a whole number from 1 to {MAX_RANK}, not {self.rank!r}")
-        if self.alpha is not None and not math.isfinite(self.alpha):
+        if self.alpha is not None and not (_is_number(self.alpha) and math.isfinite(self.alpha)):
             raise UsageError(f"alpha must be a finite number, not {self.alpha!r}")
+        for field in dataclasses.fields(self):
+            kind, value = _KINDS.get(type(field.default)), getattr(self, field.name)
+            if kind is not None and not kind.has(value):
+                raise UsageError(f"{field.name} must be {kind.called}, not {value!r}")
 
     @abstractmethod
     def build(self, spec: WeightSpec) -> Adapter:
@@ -290,3 +294,27 @@ class Method(ABC):
     def with_rank(self, rank: int, alpha: float | None) -> Method:
         """The same method at another rank and alpha."""
         return dataclasses.replace(self, rank=rank, alpha=alpha)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a field may hold whose default is of some type; files and recipes bring anything."""
+
+    called: str
+    has: Callable[[object], bool]
+
+
+_KINDS: dict[type, _Kind] = {
+    bool: _Kind("true or false", lambda value: isinstance(value, bool)),
+    int: _Kind("a whole number", _is_whole),
+    float: _Kind("a number", _is_number),
+    str: _Kind("text", lambda value: isinstance(value, str)),
+}

@@ -89,7 +89,7 @@ class DoRA(Method):
 
     @classmethod
     def to_dialect(cls, layer: LayerState, dialect: str) -> LayerState:
-        """PEFT keeps the magnitudes of a convolution as (1, out, 1, 1), LyCORIS all of them as (out, 1, ...)."""
+        """PEFT keeps a convolution's magnitudes as (1, out, 1, 1), LyCORIS all of them as (out, 1, ...)."""
         magnitude = layer.tensors["magnitude"]
         inner = LoRA.to_dialect(_within(layer), dialect)
         if "A" not in inner.tensors:  # another direction than LoRA; no dialect has names for it
@@ -110,8 +110,8 @@ class DoRA(Method):
         rows = 1 if dialect == "peft" and magnitude.ndim > 1 else 0
         if magnitude.shape[rows] != up.shape[0] or magnitude.numel() != up.shape[0]:
             raise FileFormatError(
-                f"its magnitudes of shape {tuple(magnitude.shape)} do not belong to the {up.shape[0]} rows of the "
-                "weight; DoRA over its columns is not supported, merge it in the program that made it"
+                f"its magnitudes of shape {tuple(magnitude.shape)} do not belong to the weight's "
+                f"{up.shape[0]} rows; DoRA over its columns is not supported, merge it in the program it is from"
             )
         return replace(layer, tensors={**layer.tensors, "magnitude": magnitude.flatten()})
 
@@ -120,6 +120,8 @@ class DoRA(Method):
         method = registry.get("method", self.direction)
         if not method.additive or not method.ranked:
             raise UsageError(f"direction must be an additive low-rank method, and {self.direction!r} is none")
+        if not isinstance(self.options, Mapping):
+            raise UsageError(f"options must be a mapping, not {self.options!r}")
         training = {name: value for name in ("dropout", "rslora") if (value := getattr(self, name))}
         try:
             direction: Method = method(rank=self.rank, alpha=self.alpha, **{**training, **self.options})

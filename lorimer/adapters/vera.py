@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lorimer.adapters._base import Adapter, LowRankUpdate, Method, WeightSpec, training_only
-from lorimer.errors import UsageError
+from lorimer.errors import FileFormatError, UsageError
 
 if TYPE_CHECKING:
     from lorimer.adapters._state import LayerState
@@ -62,6 +62,8 @@ class VeRA(Method):
 
     @classmethod
     def factors(cls, layer: LayerState, config: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        if layer.tensors["d"].shape[-1:] != (layer.rank,):  # before A and B of a claimed rank take memory
+            raise FileFormatError(f"d of shape {tuple(layer.tensors['d'].shape)} is not of rank {layer.rank}")
         return None  # their shape needs the layer's width, which d and b do not tell
 
 

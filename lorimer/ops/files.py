@@ -155,6 +155,8 @@ def attach_state(
                 else ""
             )
             problems.append(known or f"the model has no {path!r}.{suggest(path, present)}")
+        elif path in planned:
+            problems.append(f"{path!r} is both adapted and trained in full")
         else:
             planned[path] = (site, _build(method, site, tensors, problems))
     if problems:
@@ -205,6 +207,9 @@ def _component_of(state: AdapterState, component: str, source: str) -> AdapterSt
 def _build(method: Method, site: Site, tensors: Mapping[str, Tensor], problems: list[str]) -> Adapter | None:
     """The adapter with the given tensors; tells `problems` what does not fit."""
     dtype = next(iter(tensors.values())).dtype
+    if not dtype.is_floating_point:
+        problems.append(f"{site.path!r}: adapters are not kept in {dtype}")
+        return None
     try:
         adapter = build_at(method, site, None if dtype in (torch.float16, torch.bfloat16) else dtype)
     except LorimerError as error:

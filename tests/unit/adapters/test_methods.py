@@ -152,7 +152,7 @@ def test_ia3_on_the_output_scales_the_bias_too() -> None:
         (lambda: IA3(on="both"), "'output' or 'input'"),
         (lambda: OFT(alpha=2.0), "no rank and no alpha"),
         (lambda: OFT(block_size=1), "at least 2"),
-        (lambda: OFT(neumann_terms=2), "0 or at least 4"),
+        (lambda: OFT(neumann_terms=2), "0 or 4 to 100"),
         (lambda: LoKr(factor=0), "at least 1, or -1"),
         (lambda: VeRA(seed=-1), "seed must be"),
         (lambda: VeRA(dropout=1.0), "dropout must be"),
