@@ -85,7 +85,13 @@ def build_at(method: Method, site: Site, dtype: torch.dtype | None) -> Adapter:
         TargetError: the method cannot adapt such a parameter.
         UsageError: its config is impossible there.
     """
-    spec = site.geometry(site.layer, site.parameter).spec(dtype)
+    geometry = site.geometry(site.layer, site.parameter)
+    if geometry.device.type == "meta" and hasattr(site.layer, "_hf_hook"):
+        raise TargetError(
+            f"{site.path!r} is offloaded: its weight is elsewhere between calls. Load the model without "
+            "offloading, or exclude it"
+        )
+    spec = geometry.spec(dtype)
     if spec.kind not in method.kinds:
         raise TargetError(
             f"{site.path!r} is a {spec.kind}, which the method {method.name!r} cannot adapt; "

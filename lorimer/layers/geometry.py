@@ -29,6 +29,7 @@ class Geometry(ABC):
         channel_axis: the axis of the layer's output that counts its rows.
         dense_class: what the layer becomes when a plain weight is put in the place of its own; None where its
             own is plain.
+        quantised: the weight is kept packed, and the layer's own forward alone can multiply with it.
         mirrored: the adapter was made for another layer that shares the parameter, and is seen from there.
     """
 
@@ -36,6 +37,7 @@ class Geometry(ABC):
     called: ClassVar[bool] = True
     channel_axis: ClassVar[int] = -1
     dense_class: ClassVar[type[nn.Module] | None] = None
+    quantised: ClassVar[bool] = False
     mirrored: ClassVar[bool] = False
 
     def __init__(self, layer: nn.Module, parameter: str = "weight") -> None:

@@ -6,8 +6,9 @@ the class back leaves nothing. One host serves every method and every layer type
 
     CalledHost    a layer whose forward is called: y' is computed beside the frozen layer, `.weight` is
                   the frozen weight
-    ReadHost      a layer whose parameters somebody reads (`nn.MultiheadAttention`, an LSTM, experts, norms):
-                  reading gives the adapted value, `disabled` or not live the frozen one
+    ReadHost      a layer whose parameters somebody reads (`nn.MultiheadAttention`, an LSTM, experts, norms,
+                  a subclass with a forward of its own): reading gives the adapted value, `disabled` or not
+                  live the frozen one
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lorimer.layers.geometry import Geometry
+from lorimer.layers.own_forward import become, runs_product
 from lorimer.layers.recurrent import read_flat_weights, restore_flat_weights, write_flat_weights
 from lorimer.layers.rows import Rows, mixed_output
 from lorimer.layers.slots import AdapterSlots, LayerSlots, Live, fold, fold_bias
@@ -131,7 +133,7 @@ def _folded_parameters(layer: Any, weight_live: Live, bias_live: Live) -> tuple[
 
 def folded_parameter(layer: Any, parameter: str) -> Tensor:
     """One parameter of any adapted layer with its live adapters folded in."""
-    if isinstance(layer, CalledHost):
+    if _has_product(layer.lorimer) and parameter in ("weight", "bias"):
         weight, bias = folded_parameters(layer)
         return weight if parameter == "weight" else bias  # type: ignore[return-value]
     slots = layer.lorimer.parameters_slots()[parameter]
@@ -142,7 +144,7 @@ def folded_parameter(layer: Any, parameter: str) -> Tensor:
 def folded(layer: Any) -> dict[str, Tensor]:
     """Every parameter of an adapted layer that its live adapters change, with them folded in."""
     slots: LayerSlots = layer.lorimer
-    if not isinstance(layer, CalledHost):
+    if not _has_product(slots):
         return {name: folded_parameter(layer, name) for name in layer.read_parameters if slots.live(name)}
     weight, bias = folded_parameters(layer)
     found = {"weight": weight} if slots.live("weight") else {}
@@ -221,16 +223,16 @@ def make_host(site: Site) -> AdapterSlots:
     slots = LayerSlots() if before is None else before
     own = slots.add(site.parameter, site.geometry)
     cls = layer.adapted_class if isinstance(layer, Host) else own_class(layer)
-    read = _read_parameters(slots)
+    read = _read_parameters(layer, cls, slots)
     if before is None:
         layer.add_module(SLOTS, slots)
-    layer.__class__ = _host_class(cls, read)
+    become(layer, _host_class(cls, read))
     return own
 
 
 def put_below_host(layer: nn.Module, cls: type[nn.Module]) -> None:
     """Give a layer another class of its own, under its adapters where it has some."""
-    layer.__class__ = _host_class(cls, layer.read_parameters) if isinstance(layer, Host) else cls
+    become(layer, _host_class(cls, layer.read_parameters) if isinstance(layer, Host) else cls)
 
 
 def take_off(site: Site, name: str) -> None:
@@ -245,7 +247,8 @@ def take_off(site: Site, name: str) -> None:
         return
     del slots._modules[site.parameter]
     if slots.parameters_slots():
-        site.layer.__class__ = _host_class(site.layer.adapted_class, _read_parameters(slots))  # type: ignore[arg-type]
+        cls: Any = site.layer.adapted_class
+        become(site.layer, _host_class(cls, _read_parameters(site.layer, cls, slots)))
     else:
         _unmake_host(site.layer)
 
@@ -286,7 +289,8 @@ def forget_stash(layer: nn.Module) -> None:
 def unstash_host(layer: nn.Module) -> None:
     """The inverse of `stash_host`; adapters follow the parameters to their device."""
     slots: LayerSlots = layer.__dict__.pop(_STASH)
-    layer.__class__ = _host_class(type(layer), _read_parameters(slots))
+    cls = type(layer)
+    become(layer, _host_class(cls, _read_parameters(layer, cls, slots)))
     layer.add_module(SLOTS, slots.to(next(layer.parameters(recurse=False)).device))
 
 
@@ -294,15 +298,25 @@ def _unmake_host(layer: nn.Module) -> None:
     """Give the layer its own class back and drop its slots."""
     assert isinstance(layer, Host)
     del layer._modules[SLOTS]
-    layer.__class__ = layer.adapted_class  # type: ignore[assignment]
+    become(layer, layer.adapted_class)
     restore_flat_weights(layer)
 
 
-def _read_parameters(slots: LayerSlots) -> tuple[str, ...]:
-    """The adapted parameters, where the layer is one that is read; () where it is called."""
+def _read_parameters(layer: nn.Module, cls: type[nn.Module], slots: LayerSlots) -> tuple[str, ...]:
+    """The parameters that a layer, whose own class is `cls`, reads with adapters folded in; () where its
+    forward is replaced."""
     every = slots.parameters_slots()
-    called = "weight" in every and every["weight"].geometry.called
-    return () if called else tuple(every)
+    if not _has_product(slots):
+        return tuple(every)
+    if runs_product(layer, cls, every["weight"].geometry):
+        return ()
+    return tuple(name for name in ("weight", "bias") if layer._parameters.get(name) is not None)
+
+
+def _has_product(slots: LayerSlots) -> bool:
+    """Whether adapters act on the weight of a product, and so perhaps on the bias that is added to it."""
+    weight = slots.parameters_slots().get("weight")
+    return weight is not None and weight.geometry.called
 
 
 def _bare_host(cls: type[nn.Module], read_parameters: tuple[str, ...]) -> nn.Module:
@@ -343,7 +357,8 @@ def _read_property(parameter: str) -> property:
         if parameter in slots.folded:
             return slots.folded[parameter]
         own = layer._parameters[parameter]
-        if not slots.live(parameter) or is_sharded(own):  # only who shards it reads it outside the forward
+        acting = slots.live(parameter) or (_has_product(slots) and slots.live("weight"))
+        if not acting or is_sharded(own):  # only who shards it reads it outside the forward
             return own
         return folded_parameter(layer, parameter)
 

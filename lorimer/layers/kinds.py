@@ -98,7 +98,8 @@ def why_unusable(layer: nn.Module, parameter: str) -> str | None:
         return "computes its weight (a parametrization such as weight_norm); nothing can be merged into it"
     if type(weight).__name__ == "Params4bit" and not is_quantised(layer):
         return "is not quantised yet; move the model to its device before attaching"
-    if not weight.is_floating_point() and geometry_of(layer) is not QuantisedLinearGeometry:
+    plain = weight.is_floating_point() and weight.element_size() > 1  # 8-bit floats need a scale
+    if not plain and geometry_of(layer) is not QuantisedLinearGeometry:
         return f"holds its weight as {str(weight.dtype).removeprefix('torch.')}, which cannot be adapted"
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
         return "rewrites its own rows when it is used (max_norm), so it cannot stay frozen; set max_norm=None"

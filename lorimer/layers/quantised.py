@@ -21,6 +21,7 @@ class QuantisedLinearGeometry(LinearGeometry):
     """weight (out, in), whatever the shape that it is packed into."""
 
     dense_class: ClassVar[type[nn.Module] | None] = nn.Linear
+    quantised: ClassVar[bool] = True
 
     @property
     def weight(self) -> Tensor:

@@ -16,6 +16,7 @@ from lorimer.attachment.attached import live_sites
 from lorimer.errors import LorimerError, StateError
 from lorimer.kernels.finite import is_finite
 from lorimer.layers.host import Host, Site, folded, forget_stash, slots_of, stash_host, unstash_host
+from lorimer.layers.own_forward import become
 from lorimer.layers.slots import LayerSlots
 from lorimer.layers.statistics import hold_statistics, release_statistics
 
@@ -97,7 +98,7 @@ def unmerge(model: nn.Module) -> None:
         assert slots is not None
         for name, original in slots.originals.items():
             _restore(layer, name, original)
-        layer.__class__ = slots.original_class or type(layer)
+        become(layer, slots.original_class or type(layer))
         for config in slots.untied:
             config.tie_word_embeddings = True
         slots.originals, slots.original_class, slots.untied = {}, None, []
@@ -149,7 +150,7 @@ def _make_plain(layer: nn.Module) -> None:
     assert slots is not None
     stash_host(layer)
     if slots.original_class is not None:
-        layer.__class__ = slots.parameters_slots()["weight"].geometry.dense_class  # type: ignore[assignment]
+        become(layer, slots.parameters_slots()["weight"].geometry.dense_class or type(layer))
 
 
 def _untie(model: nn.Module, layer: nn.Module) -> list[str]:
