@@ -37,12 +37,14 @@ class Call:
     """One application of a kernel, beside its tensors.
 
     Attributes:
+        companion: the map by which A meets the input: the layer's own, or one that drops the input itself.
         dtype: what is computed in; the tensors come in their own types.
         casts_weight: autocast is on; without it a weight of another type than the input's is an error.
-        seed: draws the dropout mask; None where nothing is dropped.
+        seed: draws the dropout mask; None where nothing is dropped, or by the companion.
     """
 
     layer: LayerMap
+    companion: LayerMap
     scale: float
     dtype: torch.dtype
     casts_weight: bool
@@ -51,7 +53,7 @@ class Call:
     plan: Plan
 
     def mask(self, x: Tensor) -> Tensor | None:
-        """The dropout mask of this call for x, the same one each time; None where nothing is dropped."""
+        """The dropout mask of this call for x, the same one each time; None where there is none to apply."""
         if self.seed is None:
             return None
         return dropout_mask(x, self.layer.row_length(x), self.dropout, self.seed)
@@ -79,7 +81,7 @@ class Call:
         y = self.layer.apply(x, self.weight(W, A, B, gain, merge), None if bias is None else self.cast(bias))
         if merge:
             return y, None
-        hidden = self.layer.apply(masked(x, self.mask(x)), A)
+        hidden = self.companion.apply(masked(x, self.mask(x)), A)
         return self.layer.lift_(y, hidden, with_gain(B, gain), self.scale), hidden
 
 
@@ -102,7 +104,7 @@ class FactorGradients:
     def __init__(
         self, call: Call, g: Tensor, A: Tensor, B: Tensor, hidden: Tensor | None, input: Input | None
     ) -> None:
-        self.call, self.layer, self.g, self.A, self.B = call, call.layer, g, A, B
+        self.call, self.layer, self.g, self.A, self.B = call, call.companion, g, A, B
         self._hidden, self._input = hidden, input
         self._dh: Tensor | None = None
         self._core: Tensor | None = None

@@ -28,7 +28,7 @@ class AddedUpdate(Function):
         with own_precision(x):
             a, b = call.factors(A, B)
             z = x.to(call.dtype)
-            hidden = call.layer.apply(masked(z, call.mask(z)), a)
+            hidden = call.companion.apply(masked(z, call.mask(z)), a)
             call.layer.lift_(output, hidden.to(output.dtype), b.to(output.dtype), call.scale)
         ctx.mark_dirty(output)
         ctx.call, ctx.shape = call, x.shape

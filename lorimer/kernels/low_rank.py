@@ -20,7 +20,7 @@ from lorimer.kernels.added import AddedUpdate
 from lorimer.kernels.dropout import draw_seed
 from lorimer.kernels.maps import Convolution, LayerMap, LinearMap
 from lorimer.kernels.mixed_rows import add_low_rank_rows
-from lorimer.kernels.plan import choose, mergeable
+from lorimer.kernels.plan import choose, fuses_dropout, mergeable
 from lorimer.kernels.precision import autocasts, compute_dtype, own_precision, plain_ops_needed
 from lorimer.kernels.rematerialise import Input, kept_form
 
@@ -181,8 +181,18 @@ def _call(
         trains_B=_trains(B),
         keeps_input=keeps_input,
     )
-    seed = draw_seed() if dropout else None
-    return Call(layer, scale, dtype, autocasts(x), dropout, seed, plan)
+    companion = _dropping_map(layer, x, dtype, B.shape[1], dropout)
+    seed = draw_seed() if dropout and companion is layer else None
+    return Call(layer, companion, scale, dtype, autocasts(x), dropout, seed, plan)
+
+
+def _dropping_map(layer: LayerMap, x: Tensor, dtype: torch.dtype, rank: int, dropout: float) -> LayerMap:
+    """The map by which A meets x: the layer's own, or on a GPU one that draws the mask as it reads x."""
+    if not (dropout and isinstance(layer, LinearMap) and x.numel() and fuses_dropout(x.device, dtype, rank)):
+        return layer
+    from lorimer.kernels.triton_map import DroppingLinear
+
+    return DroppingLinear.drawn(dropout, x.device)
 
 
 def _kept(layer: LayerMap, x: Tensor, dtype: torch.dtype) -> Input:

@@ -12,13 +12,22 @@ products are bound by memory the two ways take the same time over a wide range a
 and 576 x 1536, 1,024 tokens, rank 16: no difference beyond the noise of 5 %), so the count decides. Merging
 rounds the update to the weight's precision, harmless in float32 and float64 and not in half precision, and
 it cannot see a dropped input.
+
+On a GPU the plain ways are a pass over the activations for each product, as good as it gets, but for
+dropout: there a mask is written and read, and the dropped input too. Triton's kernels (`triton_products`)
+draw the mask as they read.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+
+# Wider thin sides leave a GPU's registers, or the 99 KB that a block shares on those of desktops.
+MOST_FUSED_RANK = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
 
 
 @dataclass(frozen=True)
@@ -60,3 +69,21 @@ def choose(
 def mergeable(weight: torch.Tensor, dtype: torch.dtype, dropout: float) -> bool:
     """Whether the update can be merged into `weight` for a product computed in `dtype`."""
     return dropout == 0 and dtype == weight.dtype and dtype in (torch.float32, torch.float64)
+
+
+def fuses_dropout(device: torch.device, dtype: torch.dtype, rank: int) -> bool:
+    """Whether Triton's kernels draw the dropout mask inside a Linear's thin products.
+
+    They want tensor cores, so float32 counts only where torch itself may round its factors to TF32.
+    """
+    exact = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
+    fits = rank <= MOST_FUSED_RANK.get(dtype, 0) and not exact
+    return device.type == "cuda" and fits and _compiles(device)
+
+
+@cache
+def _compiles(device: torch.device) -> bool:
+    """Whether Triton is installed and knows the GPU; it has no bfloat16 on those before Ampere."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
