@@ -52,6 +52,7 @@ VARIANTS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     with torch.device(options.device):
         work = WORKS[options.work](**({"layers": options.layers} if options.layers else {}))
         if options.peak_of:
@@ -90,6 +91,7 @@ def compare(work: Work, variants: Sequence[str], figures: set[str], rounds: int)
         "benchmark": f"step-{work.name}",
         **measure.conditions(rounds),
         "rank": work.rank,
+        "float32_products": torch.get_float32_matmul_precision(),
         "agreement": agreement,
         "contenders": measured,
         "lorimer_over_peft": over_peft,
@@ -176,6 +178,7 @@ def peak_in_own_process(name: str, options: argparse.Namespace) -> int:
     """Peak memory of one contender's step, measured by this same script in a fresh process."""
     layers = ["--layers", str(options.layers)] if options.layers else []
     command = [sys.executable, "-m", "benchmarks.speed.step", options.work, *layers]
+    command += ["--tf32"] if options.tf32 else []
     command += ["--device", options.device, "--variants", *options.variants, "--peak-of", name]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors go back to the system
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -204,6 +207,7 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
     described.add_argument("--rounds", type=int, default=9)
     described.add_argument("--device", default="cpu")
+    described.add_argument("--tf32", action="store_true", help="on a GPU; lets Triton's kernels take dropout")
     described.add_argument("--results", type=Path, default=measure.RESULTS)
     described.add_argument("--peak-of", help=argparse.SUPPRESS)  # what the process of one contender is told
     return described
