@@ -202,6 +202,8 @@ class AdaptedLayer(Function):
         gain = None if magnitude is None or norm is None else dora_gain(magnitude, norm)
         with own_precision(x):
             y, hidden = call.product(x, weight, bias, *call.factors(A, B), gain)
+        # F.linear gives a view of a matrix, and torch lets nobody change a view from here in place (ReLU).
+        y = torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
         ctx.call, ctx.shape = call, x.shape
         hidden = hidden if call.plan.keep_hidden else None
         output = keep_output(ctx, y) if ctx.needs_input_grad[5] else None

@@ -21,6 +21,8 @@ def keep_output(ctx: Any, y: Tensor) -> Tensor | None:
     Hooks on saved tensors, such as gradient checkpointing's, decide themselves what is held: under them the
     tensor goes their way only. A hook that merely looks on gets to see it.
     """
+    if y.is_inference():  # no backward pass, and no count of changes
+        return None
     hooks = saved_tensor_hooks()
     shared = y.detach()  # the same memory, and the same count of changes
     ctx.output_version = y._version

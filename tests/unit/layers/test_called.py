@@ -120,3 +120,28 @@ def test_a_layer_of_another_kind_is_adapted_through_its_weight_or_refused_by_nam
     assert same(model["layer"](x, y), live)
     with pytest.raises(TargetError, match=r"'layer' is a Dropout; layers that can be adapted: .*Embedding"):
         lorimer.attach(nn.ModuleDict({"layer": nn.Dropout()}), LoRA(), "layer")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "loha"])
+def test_a_program_may_change_a_layers_output_in_place(method) -> None:
+    gradients = []
+    for change in (torch.relu_, torch.relu):
+        torch.manual_seed(0)
+        model = trained(nn.Linear(6, 5), method)
+        torch.manual_seed(2)
+        output = change(model["layer"](torch.randn(2, 3, 6)))
+        output.square().sum().backward()
+        gradients.append([each.grad for each in lorimer.attached(model)["default"].parameters()])
+    for changed, kept in zip(*gradients, strict=True):
+        torch.testing.assert_close(changed, kept)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_runs_in_inference_mode_and_trains_afterwards(method) -> None:
+    model, x = trained(nn.Linear(6, 5), method), torch.randn(2, 3, 6)
+    with torch.inference_mode():
+        output = model["layer"](x)
+    again = model["layer"](x)
+    assert same(output, again)
+    again.sum().backward()
+    assert all(each.grad is not None for each in lorimer.attached(model)["default"].parameters())
