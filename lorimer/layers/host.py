@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from lorimer.errors import UsageError
 from lorimer.layers.geometry import Geometry
 from lorimer.layers.own_forward import become, runs_product
 from lorimer.layers.recurrent import read_flat_weights, restore_flat_weights, write_flat_weights
@@ -52,6 +53,13 @@ class Host(_Layer):
         reduced: Any = super().__reduce_ex__(protocol)
         _, _, *state = reduced
         return (_bare_host, (self.adapted_class, self.read_parameters), *state)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """What `nn.DataParallel` asks each module for. Its copies have no parameters, only attributes."""
+        raise UsageError(
+            "adapters do not act in the copies of nn.DataParallel; start one process for each device with "
+            "torchrun or accelerate launch, or show the program one device (CUDA_VISIBLE_DEVICES=0)"
+        )
 
 
 class CalledHost(Host):

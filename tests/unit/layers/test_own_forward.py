@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lorimer
 from lorimer import LoRA, registry
-from lorimer.errors import TargetError
+from lorimer.errors import TargetError, UsageError
 from tests.contracts.adapted_models import perturb
 from tests.contracts.method_cases import METHODS
 from tests.tolerances import SAME_NETWORK_OUTPUT, relative_difference
@@ -138,3 +138,10 @@ def test_a_weight_of_8_bit_floats_is_refused() -> None:
     model[0].weight = nn.Parameter(model[0].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(TargetError, match="'0' holds its weight as float8_e4m3fn"):
         lorimer.attach(model, LoRA(rank=2), "0")
+
+
+def test_copies_for_several_devices_in_one_process_are_refused() -> None:
+    model = network()
+    lorimer.attach(model, LoRA(rank=2))
+    with pytest.raises(UsageError, match="start one process for each device"):
+        model[0]._replicate_for_data_parallel()
