@@ -221,7 +221,7 @@ class Method(ABC):
         """The fields that files carry, as plain data: all that differ from their defaults, without rank and
         alpha, which each layer has its own, and without what matters to training alone."""
         values = {name: getattr(self, name) for name in self.config_fields()}
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults = {field.name: _default(field) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if value != defaults[name]}
 
     @classmethod
@@ -294,6 +294,11 @@ class Method(ABC):
     def with_rank(self, rank: int, alpha: float | None) -> Method:
         """The same method at another rank and alpha."""
         return dataclasses.replace(self, rank=rank, alpha=alpha)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def _is_whole(value: object) -> bool:

@@ -111,7 +111,8 @@ class DoRA(Method):
         if magnitude.shape[rows] != up.shape[0] or magnitude.numel() != up.shape[0]:
             raise FileFormatError(
                 f"its magnitudes of shape {tuple(magnitude.shape)} do not belong to the weight's "
-                f"{up.shape[0]} rows; DoRA over columns is not supported, merge it in the program it is from"
+                f"{up.shape[0]} rows; DoRA over its columns is not supported, merge it in the program "
+                "that made it"
             )
         return replace(layer, tensors={**layer.tensors, "magnitude": magnitude.flatten()})
 

@@ -168,4 +168,8 @@ def _that_divide(columns: int, near: int) -> str:
     sizes = sorted(
         (size for size in range(2, columns + 1) if columns % size == 0), key=lambda n: abs(n - near)
     )
-    return f"set one that does, such as {', '.join(map(str, sorted(sizes[:3])))}" if sizes else "leave it out"
+    return (
+        f"set one that does, such as {', '.join(map(str, sorted(sizes[:3])))}"
+        if sizes
+        else "exclude the layer"
+    )

@@ -32,7 +32,8 @@ def merge(
         raise UsageError(f"{output} exists already; name another folder or remove it")
     adapted = load_adapted(source, model)
     adapted.adapter.strength = strength
-    lorimer.merge(adapted.model, keep_original=False)
+    report = lorimer.merge(adapted.model, keep_original=False)
     save_diffusion(adapted.model, output)
     facts = {"folder": str(output), "base_model": adapted.model.source, "strength": strength}
-    typer.echo(json.dumps(facts) if as_json else f"wrote {output}")
+    told = {**facts, "merged": len(report.merged), "notes": report.notes}
+    typer.echo(json.dumps(told) if as_json else f"wrote {output}\n{report}")

@@ -104,7 +104,7 @@ def updates_of(
         elif model is None:
             raise UsageError(
                 f"{path!r}: what the method {state.method!r} does to a weight depends on that weight; "
-                "give the base model too"
+                "give the base model too (model=, --model)"
             )
         elif path not in sites:
             raise TargetError(f"the model has no {path!r}.{suggest(path, sites)}")

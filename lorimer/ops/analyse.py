@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorimer.adapters._state import AdapterState
 from lorimer.attachment.survey import survey
-from lorimer.errors import UsageError
+from lorimer.errors import TargetError, UsageError, suggest
 from lorimer.ops._derived import printable
 from lorimer.ops._spectrum import Decomposition, effective_rank, factored_svd, stable_rank
 from lorimer.ops._updates import Update, updates_of
@@ -126,7 +126,7 @@ def analyse(
             them.
 
     Raises:
-        UsageError: a method needs the model; the adapters are for different models.
+        UsageError: a method needs the model; the adapters are for different models, or for another one.
         LorimerError: an adapter holds NaN or infinity.
     """
     others = {} if other is None else {path: update for path, update, _ in _updates(other, model)}
@@ -134,6 +134,8 @@ def analyse(
     layers: dict[str, LayerAnalysis] = {}
     for path, update, _ in _updates(state, model):
         site = sites.get(path)
+        if model is not None and site is None:
+            raise TargetError(f"the model has no {path!r}.{suggest(path, sites)}")
         base = (
             None
             if site is None

@@ -41,6 +41,7 @@ class AdapterFacts:
         dtypes: precisions of the tensors, e.g. ("float16",).
         layers: one row per adapted layer.
         targets: beginning and end of paths, as "unet.*.to_q" -> how many layers it stands for.
+        full: what was trained in full, as in the model's state dict -> how many numbers of it.
         parameters: numbers in all tensors.
         norm: Frobenius norm of the whole update, None where a layer's is not known.
         metadata: facts that the file carries: "base_model", "title", "trigger", "steps", ...
@@ -54,6 +55,7 @@ class AdapterFacts:
     dtypes: tuple[str, ...]
     layers: tuple[LayerFacts, ...]
     targets: dict[str, int]
+    full: dict[str, int]
     parameters: int
     norm: float | None
     metadata: dict[str, str]
@@ -80,12 +82,15 @@ class AdapterFacts:
             ("rank", _counted(self.ranks)),
             ("alpha", _counted(self.alphas)),
             ("precision", ", ".join(self.dtypes)),
-            ("parameters", f"{self.parameters:,} in {len(self.layers)} layers"),
+            ("parameters", f"{self.parameters:,} in {self._places()}"),
             ("update", "norm not known for this method" if self.norm is None else f"norm {self.norm:.4g}"),
             *((fact, self.metadata[fact]) for fact in _FACTS if fact in self.metadata),
         ]
-        lines = [f"{name.replace('_', ' '):<11} {value}" for name, value in facts]
-        lines += ["targets", *(f"  {count:4d} x {pattern}" for pattern, count in self.targets.items())]
+        lines = [f"{name.replace('_', ' '):<11} {value}" for name, value in facts if value]
+        if self.targets:
+            lines += ["targets", *(f"  {count:4d} x {pattern}" for pattern, count in self.targets.items())]
+        if self.full:
+            lines += ["in full", *(f"  {numbers:,} of {name}" for name, numbers in self.full.items())]
         known = [(layer.norm, layer.path) for layer in self.layers if layer.norm]
         if known:
             lines += [
@@ -97,6 +102,10 @@ class AdapterFacts:
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    def _places(self) -> str:
+        in_full = f" and {len(self.full)} parameters in full" if self.full else ""
+        return f"{len(self.layers)} layers{in_full}"
 
 
 def inspect(path: str | Path) -> AdapterFacts:
@@ -113,7 +122,9 @@ def inspect(path: str | Path) -> AdapterFacts:
         for name, layer in state.layers.items()
     )
     norms = [layer.norm for layer in layers if layer.norm is not None]
+    full = {name: parameter.value for name, parameter in state.full.items()}
     tensors = [tensor for layer in state.layers.values() for tensor in layer.tensors.values()]
+    tensors += full.values()
     return AdapterFacts(
         path=str(path),
         format=format.name,
@@ -123,8 +134,9 @@ def inspect(path: str | Path) -> AdapterFacts:
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
         layers=layers,
         targets=_patterns(state.layers),
-        parameters=sum(layer.parameters for layer in layers),
-        norm=math.hypot(*norms) if len(norms) == len(layers) else None,
+        full={name: value.numel() for name, value in full.items()},
+        parameters=sum(tensor.numel() for tensor in tensors),
+        norm=math.hypot(*norms) if layers and len(norms) == len(layers) else None,
         metadata=state.metadata,
     )
 

@@ -50,11 +50,21 @@ _DATA_STARTS = ("eva", "corda", "lora-ga")
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """One name as a list of one; `2`, as parts of an `nn.Sequential` are called, is a name too."""
+    names = [value] if isinstance(value, str | int) else value
+    return [_as_name(name) for name in names] if isinstance(names, list | tuple) else names
+
+
+def _as_name(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def _with_names(value: Any) -> Any:
+    return {_as_name(name): each for name, each in value.items()} if isinstance(value, Mapping) else value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-_Rows = dict[str, tuple[NonNegativeInt, ...]]
+_Rows = Annotated[dict[str, tuple[NonNegativeInt, ...]], BeforeValidator(_with_names)]
 NamesOrRows = Annotated[
     Annotated[Names, Tag("names")] | Annotated[_Rows, Tag("rows")],
     Discriminator(lambda value: "rows" if isinstance(value, Mapping) else "names"),
@@ -90,9 +100,9 @@ class AdapterSection(Section):
     `all-linear-conv`."""
     exclude: Names = ()
     """Layers to leave alone, named in the same ways."""
-    rank_pattern: dict[str, PositiveInt] = Field({})
+    rank_pattern: Annotated[dict[str, PositiveInt], BeforeValidator(_with_names)] = Field({})
     """Another rank for some layers: target -> rank; the first match counts."""
-    alpha_pattern: dict[str, PositiveFloat] = Field({})
+    alpha_pattern: Annotated[dict[str, PositiveFloat], BeforeValidator(_with_names)] = Field({})
     """Another alpha for some layers: target -> alpha; the first match counts."""
     components: Names | None = None
     """Which parts of a model of several parts are adapted; null leaves it to the task."""
@@ -189,7 +199,8 @@ class TrainSection(Section):
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_precision)] = "no"
     """Precision of the forward pass; the adapter itself is kept in float32."""
     base_precision: Literal["exact", "int8"] = "exact"
-    """How the frozen base multiplies: as it is, or in 8-bit integers (quicker, its weights stay as they are)."""
+    """How the frozen base multiplies: as it is, or in 8-bit integers (quicker, its weights stay
+    as they are)."""
     save_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the files for other programs; `adapter/adapter.safetensors` keeps what was trained."""
     gradient_checkpointing: bool = False

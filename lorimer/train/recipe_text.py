@@ -89,7 +89,8 @@ def describe_errors(error: ValidationError, schema: type[BaseModel]) -> list[str
         elif item["type"] == "missing":
             lines.append(f"{place}: is required")
         else:
-            message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            wanted = item["msg"].replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+            message = wanted.removeprefix("Value error, ").removeprefix("Assertion failed, ")
             lines.append(f"{place}: {message[:1].lower()}{message[1:]}, not {_shown(item['input'])}")
     return lines
 

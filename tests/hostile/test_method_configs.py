@@ -142,3 +142,9 @@ def test_what_peft_names_beside_an_adapter(field: str, value: Any, tmp_path: Pat
         assert re.search(r"\S", str(error))
     else:
         assert loaded.state().full["1.weight"].rows == (0, 3)
+
+
+def test_a_config_holds_what_differs_from_the_defaults() -> None:
+    """So that an adapter is the same out of a file that carries no config."""
+    for method in registry.names("method"):
+        assert lorimer.method(method).config() == {}

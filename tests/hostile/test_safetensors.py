@@ -93,7 +93,7 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
 BROKEN: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "not a safetensors file"),
     "a giant header": ((2**63).to_bytes(8, "little") + b"{}", "out of range"),
-    "a header beyond the file": ((100).to_bytes(8, "little") + b"{}", "out of range"),
+    "a header beyond the file": ((100).to_bytes(8, "little") + b"{}", "cut off"),
     "no object": (file_of([1, 2]), "not a JSON object"),
     "bad JSON": (file_of(b"{nonsense"), "not valid JSON"),
     "bad text": (file_of(b'{"\xff\xfe": 1}'), "not valid JSON"),
@@ -239,6 +239,14 @@ def test_a_giant_header_of_a_giant_file(tmp_path: Path) -> None:
     path.write_bytes((2**32).to_bytes(8, "little") + b"{")
     os.truncate(path, 2**33)
     with bounded(), pytest.raises(FileFormatError, match="out of range"):
+        read_safetensors_header(path)
+
+
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x480, 0x7B])  # whose first bytes are a pickle's, and "{"
+def test_a_file_that_is_cut_off_is_called_so(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * 50)
+    with pytest.raises(FileFormatError, match="cut off"):
         read_safetensors_header(path)
 
 

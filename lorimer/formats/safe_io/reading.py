@@ -283,6 +283,9 @@ def _parse_json(data: bytes, where: str) -> Any:
 
 
 def _not_safetensors(path: Path, prefix: bytes, size: int) -> str:
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) == 8 and length <= MAX_HEADER_BYTES:  # which no other kind of file begins with
+        return f"{path}: cut off: it is {size:,} bytes long, its header alone {length:,}; download it again"
     for magic, what in _PICKLE_MAGIC.items():
         if prefix.startswith(magic):
             return _pickle_message(path, f"it is {what}")

@@ -198,3 +198,12 @@ def test_paths_that_a_format_cannot_tell_apart(tmp_path: Path) -> None:
             with pytest.raises(FileFormatError):
                 registry.get("format", name).write(state, tmp_path / f"{name}.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_trained_in_full_is_told(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    adapter = lorimer.attach(model, LoRA(rank=2), "0", full=["1"])
+    facts = inspect(lorimer.save(adapter, tmp_path / "adapter"))
+    assert facts.full == {"1.weight": 12, "1.bias": 3}
+    assert facts.parameters == sum(parameter.numel() for parameter in adapter.parameters())
+    assert "12 of 1.weight" in str(facts)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from torch import Tensor
+from torch import Tensor, nn
 
 import lorimer
 from lorimer import registry
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.adapters.lora import LoRA
-from lorimer.errors import LorimerError, UsageError
+from lorimer.errors import LorimerError, TargetError, UsageError
 from tests.unit.ops.adapters import EVERY, effects, network, trained
 
 METHODS = [LoRA(rank=3, alpha=7.0), registry.get("method", "dora")(rank=2, alpha=5.0)]
@@ -156,3 +156,10 @@ def test_layers_that_only_one_adapts() -> None:
     found = lorimer.analyse(one, other)
     assert found.layers["linear"].overlap is None and found.layers["conv"].overlap is not None
     assert all(path in str(found) for path in ("linear", "conv"))
+
+
+def test_a_model_of_another_kind_is_refused() -> None:
+    """Rather than norms without their base's."""
+    adapter = lorimer.attach(nn.Sequential(nn.Linear(4, 4)), LoRA(rank=2))
+    with pytest.raises(TargetError, match="the model has no '0'"):
+        lorimer.analyse(adapter.state(), model=nn.ModuleDict({"other": nn.Linear(4, 4)}))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lorimer.errors import RecipeError
-from lorimer.train.recipe import Recipe, load_recipe, recipe_class
+from lorimer.train.recipe import AdapterSection, Recipe, load_recipe, recipe_class
 
 BASE: dict[str, Any] = {"task": "module", "model": "a:b", "data": {"dataset": "a:c"}, "output": "runs/x"}
 
@@ -178,3 +178,12 @@ def test_every_field_says_what_it_is() -> None:
         assert field.description or name in ("preview",), name
         for inner, inner_field in getattr(section, "model_fields", {}).items():
             assert inner_field.description, f"{name}.{inner}"
+
+
+def test_numbers_are_names_too() -> None:
+    """Parts of an `nn.Sequential` are called 0, 1, 2, and YAML reads those as numbers."""
+    for given in (2, [2], "2"):
+        section = AdapterSection.model_validate({"targets": given, "rank_pattern": {2: 4}, "full": {4: [0]}})
+        assert section.targets == ("2",)
+        assert section.rank_pattern == {"2": 4}
+        assert section.full == {"4": (0,)}
