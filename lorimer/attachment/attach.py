@@ -14,7 +14,8 @@ from lorimer.attachment.survey import Survey, survey
 from lorimer.attachment.targets import Target, Targets, as_targets, by_pattern, select, select_full
 from lorimer.attachment.tied import one_of_each, require_choice, with_sharers
 from lorimer.errors import StateError, TargetError, UsageError
-from lorimer.layers.host import Site, base_parameters, make_host, sites, take_off
+from lorimer.layers.host import make_host, take_off
+from lorimer.layers.sites import Site, base_parameters, sites
 from lorimer.layers.statistics import hold_statistics, release_statistics
 
 FullTargets = Targets | Mapping[str, Sequence[int]]

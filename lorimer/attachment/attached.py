@@ -11,7 +11,8 @@ from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.attachment.report import Report, report_on
 from lorimer.attachment.schedule import finite
 from lorimer.errors import StateError
-from lorimer.layers.host import Host, Site, is_sharded, sites
+from lorimer.layers.host import Host, is_sharded
+from lorimer.layers.sites import Site, sites
 
 
 class AttachedAdapter:

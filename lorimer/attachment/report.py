@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorimer.adapters._base import Adapter
-from lorimer.layers.host import Site, base_parameters
+from lorimer.layers.sites import Site, base_parameters
 
 _HEADER_BYTES = 120  # what a safetensors header spends on one tensor, about
 

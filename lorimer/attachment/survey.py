@@ -8,7 +8,6 @@ from functools import cached_property
 
 from torch import nn
 
-from lorimer.layers.host import Site, site_path
 from lorimer.layers.kinds import (
     geometry_of,
     parameter_geometry,
@@ -16,6 +15,7 @@ from lorimer.layers.kinds import (
     supported_layers,
     why_unusable,
 )
+from lorimer.layers.sites import Site, site_path
 from lorimer.layers.slots import LayerSlots
 
 Thing = nn.Module | nn.Parameter

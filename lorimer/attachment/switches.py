@@ -12,8 +12,9 @@ from lorimer.attachment.schedule import StrengthSchedule, finite
 from lorimer.attachment.survey import survey
 from lorimer.attachment.targets import by_pattern
 from lorimer.errors import TargetError, UsageError
-from lorimer.layers.host import CalledHost, Site, slots_of
+from lorimer.layers.host import CalledHost, slots_of
 from lorimer.layers.rows import Rows
+from lorimer.layers.sites import Site
 from lorimer.layers.slots import AdapterSlots
 
 Strength = float | StrengthSchedule

@@ -25,8 +25,8 @@ from torch import nn
 from lorimer.attachment.presets import PRESETS
 from lorimer.attachment.survey import Survey, Thing
 from lorimer.errors import TargetError, suggest
-from lorimer.layers.host import Site
 from lorimer.layers.kinds import geometry_of, read_weights, why_unusable
+from lorimer.layers.sites import Site
 
 Target = str | re.Pattern[str] | type[nn.Module]
 Targets = Target | Sequence[Target]

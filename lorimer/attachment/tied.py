@@ -16,9 +16,9 @@ from lorimer.adapters._base import Adapter
 from lorimer.attachment.survey import Survey
 from lorimer.errors import UsageError, suggest
 from lorimer.layers.embedding import EmbeddingGeometry, TiedEmbeddingGeometry
-from lorimer.layers.host import Site
 from lorimer.layers.linear import LinearGeometry
 from lorimer.layers.parameters import MatrixGeometry
+from lorimer.layers.sites import Site
 
 CHOICES = ("refuse", "together", "apart")
 _ROWS_FIRST = (LinearGeometry, MatrixGeometry)  # the matrix is the weight as it is

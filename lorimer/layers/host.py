@@ -13,8 +13,6 @@ the class back leaves nothing. One host serves every method and every layer type
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -28,6 +26,8 @@ from lorimer.layers.slots import AdapterSlots, LayerSlots, Live, fold, fold_bias
 from lorimer.layers.statistics import held_training, keeps_statistics, own_class
 
 if TYPE_CHECKING:
+    from lorimer.layers.sites import Site
+
     _Layer = nn.Module  # a host is always mixed into a layer's class
 else:
     _Layer = object
@@ -161,69 +161,6 @@ def folded(layer: Any) -> dict[str, Tensor]:
     return found
 
 
-@dataclass(frozen=True)
-class Site:
-    """A parameter that is or may be adapted.
-
-    Attributes:
-        path: the layer's path for its weight ("fc"), the parameter's for others ("fc.bias").
-        layer, parameter: the owner and the parameter's name within it.
-        geometry: how it is seen as a matrix.
-    """
-
-    path: str
-    layer: nn.Module
-    parameter: str
-    geometry: type[Geometry]
-
-    @property
-    def slots(self) -> AdapterSlots:
-        """The adapters there; the site must be adapted."""
-        slots = slots_of(self.layer)
-        assert slots is not None
-        return slots.parameters_slots()[self.parameter]
-
-    @property
-    def full_name(self) -> str:
-        """The parameter's own name in the model: "fc.weight"."""
-        return f"{self.path}.weight".lstrip(".") if self.parameter == "weight" else self.path
-
-
-def site_path(path: str, parameter: str) -> str:
-    """What a parameter of the layer at `path` is called as a site."""
-    return path if parameter == "weight" else f"{path}.{parameter}".lstrip(".")
-
-
-def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of everything in the model that lorimer did not add, in the order of `named_modules`."""
-    seen: set[nn.Module] = set()
-    waiting: list[tuple[str, nn.Module]] = [("", model)]
-    while waiting:
-        path, module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        yield path, module
-        prefix = f"{path}." if path else ""
-        for name, part in reversed(module._modules.items()):
-            if part is not None and not isinstance(part, LayerSlots):
-                waiting.append((prefix + name, part))
-
-
-def sites(model: nn.Module) -> dict[str, Site]:
-    """Path -> site of every adapted parameter, merged ones included, in the model's order."""
-    found: dict[str, Site] = {}
-    for path, layer in own_modules(model):
-        slots = slots_of(layer)
-        if slots is None:
-            continue
-        present = slots.parameters_slots()
-        for parameter in sorted(present, key=list(layer._parameters).index) if len(present) > 1 else present:
-            geometry = present[parameter].geometry
-            found[site_path(path, parameter)] = Site(site_path(path, parameter), layer, parameter, geometry)
-    return found
-
-
 def make_host(site: Site) -> AdapterSlots:
     """Swap the layer's class for a host class that answers for the site; returns the site's slots."""
     layer = site.layer
@@ -259,16 +196,6 @@ def take_off(site: Site, name: str) -> None:
         become(site.layer, _host_class(cls, _read_parameters(site.layer, cls, slots)))
     else:
         _unmake_host(site.layer)
-
-
-def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """(name, parameter) of everything in the model that belongs to no adapter; a shared one comes once."""
-    seen: set[nn.Parameter] = set()
-    for path, module in own_modules(model):
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter not in seen:
-                seen.add(parameter)
-                yield (f"{path}.{name}" if path else name), parameter
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lorimer.adapters._base import Method
-from lorimer.layers.host import Site
+from lorimer.layers.sites import Site
 
 
 class Costs:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from lorimer.errors import UsageError
 from lorimer.layers.convolution import ConvolutionGeometry, TransposedConvolutionGeometry
 from lorimer.layers.geometry import Geometry
-from lorimer.layers.host import Site
 from lorimer.layers.linear import LinearGeometry
 from lorimer.layers.quantised import is_quantised
+from lorimer.layers.sites import Site
 
 
 def can_observe(site: Site) -> bool:

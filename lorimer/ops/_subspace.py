@@ -23,7 +23,7 @@ from lorimer.adapters._base import Adapter, Method, WeightSpec
 from lorimer.attachment.attach import install
 from lorimer.attachment.survey import survey
 from lorimer.errors import UsageError
-from lorimer.layers.host import Site
+from lorimer.layers.sites import Site
 
 
 class Projection:

@@ -20,7 +20,7 @@ from lorimer.attachment.attach import build_at
 from lorimer.attachment.attached import live_sites
 from lorimer.attachment.survey import survey
 from lorimer.errors import LorimerError, TargetError, UsageError, suggest
-from lorimer.layers.host import Site
+from lorimer.layers.sites import Site
 from lorimer.ops._derived import LayerChange
 from lorimer.ops._spectrum import EVERYTHING, Keep, dense_svd, factored_svd, split, squared_norm, tail_error
 

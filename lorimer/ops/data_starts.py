@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lorimer.adapters.lora import LoRAAdapter
 from lorimer.errors import UsageError, suggest
-from lorimer.layers.host import Site
 from lorimer.layers.quantised import is_quantised
+from lorimer.layers.sites import Site
 from lorimer.ops._observe import can_observe, observed_inputs, summed_gradients
 from lorimer.ops._start_maths import (
     Principal,

@@ -12,7 +12,7 @@ from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.attachment.survey import Survey, survey
 from lorimer.attachment.targets import Targets, select
 from lorimer.errors import LorimerError, UsageError
-from lorimer.layers.host import Site
+from lorimer.layers.sites import Site
 from lorimer.ops._derived import Derived, LayerChange
 from lorimer.ops._spectrum import EVERYTHING, Keep
 from lorimer.ops._updates import approximated, form_of, plain_state

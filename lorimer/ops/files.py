@@ -19,7 +19,7 @@ from lorimer.attachment.tied import retied
 from lorimer.errors import FileFormatError, LorimerError, UsageError, suggest
 from lorimer.formats._base import Format
 from lorimer.formats.safe_io import read_safetensors_header
-from lorimer.layers.host import Site
+from lorimer.layers.sites import Site
 
 
 def save(

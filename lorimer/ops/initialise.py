@@ -24,7 +24,7 @@ from lorimer.adapters.lora import LoRAAdapter
 from lorimer.attachment.attached import AttachedAdapter
 from lorimer.attachment.switches import disabled
 from lorimer.errors import UsageError
-from lorimer.layers.host import sites
+from lorimer.layers.sites import sites
 from lorimer.ops.data_starts import DataStart, Factors, Forward, Place, Run, data_start
 
 

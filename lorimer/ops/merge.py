@@ -15,8 +15,9 @@ from lorimer.attachment.attach import thaw
 from lorimer.attachment.attached import live_sites
 from lorimer.errors import LorimerError, StateError
 from lorimer.kernels.finite import is_finite
-from lorimer.layers.host import Host, Site, folded, forget_stash, slots_of, stash_host, unstash_host
+from lorimer.layers.host import Host, folded, forget_stash, slots_of, stash_host, unstash_host
 from lorimer.layers.own_forward import become
+from lorimer.layers.sites import Site
 from lorimer.layers.slots import LayerSlots
 from lorimer.layers.statistics import hold_statistics, release_statistics
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import lorimer
 from lorimer.adapters._base import Method
 from lorimer.adapters._state import AdapterState
-from lorimer.layers.host import folded_parameter, sites
+from lorimer.layers.host import folded_parameter
+from lorimer.layers.sites import sites
 from tests.contracts.layer_cases import LayerCase
 from tests.tolerances import SAME_OUTPUT, relative_difference
 

@@ -22,7 +22,7 @@ import lorimer
 from lorimer import CorDA, Eva, LoftQ, LoRA, LoraGA, registry
 from lorimer.adapters.lora import LoRAAdapter
 from lorimer.errors import StateError, UsageError
-from lorimer.layers.host import sites
+from lorimer.layers.sites import sites
 from lorimer.ops._observe import observed_inputs
 from lorimer.ops._start_maths import Principal, add_rows, spread_ranks
 from tests.tolerances import SAME_OUTPUT, relative_difference

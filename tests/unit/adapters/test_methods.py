@@ -18,7 +18,7 @@ from lorimer.adapters.miss import MiSS, sum_of_shards
 from lorimer.adapters.oft import OFT
 from lorimer.adapters.vera import VeRA
 from lorimer.errors import FileFormatError, UsageError
-from lorimer.layers.host import sites
+from lorimer.layers.sites import sites
 from lorimer.ops.files import attach_state
 from tests.tolerances import SAME_OUTPUT, relative_difference
 

@@ -14,7 +14,7 @@ import lorimer
 from lorimer import LoRA, StrengthSchedule
 from lorimer.adapters.dora import DoRA
 from lorimer.errors import StateError, TargetError, UsageError
-from lorimer.layers.host import sites
+from lorimer.layers.sites import sites
 
 
 class Block(nn.Module):
