@@ -77,9 +77,7 @@ def full_from_peft(
             full[f"{module}.weight"] = ParameterState(tensor, _rows_of(indices, module, tensor, where))
         elif key.endswith(_BIAS):
             full[f"{key.removesuffix(_BIAS)}.bias"] = ParameterState(tensor)
-        elif _lies_in(key, saved) or (
-            config.get("bias") == "all" and key.endswith(".bias") and ".lora_" not in key
-        ):
+        elif _lies_in(key, saved) or (config.get("bias") == "all" and _is_bias(key)):
             full[key] = ParameterState(tensor)
         else:
             rest[key] = tensor
@@ -97,6 +95,7 @@ def _lies_in(key: str, modules: Collection[str]) -> bool:
 
 
 def _is_bias(key: str) -> bool:
+    """Whether a key is a layer's own bias, not the one that LoRA adds."""
     return key.endswith(".bias") and ".lora_" not in key
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lorimer.errors import UsageError
 from lorimer.layers.geometry import Geometry
-from lorimer.layers.own_forward import become, runs_product
+from lorimer.layers.own_forward import become, fusible, runs_product
 from lorimer.layers.recurrent import read_flat_weights, restore_flat_weights, write_flat_weights
 from lorimer.layers.rows import Rows, mixed_output
 from lorimer.layers.slots import AdapterSlots, LayerSlots, Live, fold, fold_bias
@@ -33,9 +33,6 @@ else:
     _Layer = object
 
 SLOTS = "lorimer"  # the one attribute a host adds to its layer
-# Where the forwards are defined that are just the product with the weight, so that a kernel may take their
-# place; any other (a quantised layer's, somebody's subclass) is run as it is.
-_PLAIN_FORWARDS = {"torch.nn.modules.linear", "torch.nn.modules.conv"}
 _STASH = "_lorimer_merged"  # where a merged layer keeps its slots: a plain attribute, in no list of torch's
 
 
@@ -44,7 +41,7 @@ class Host(_Layer):
 
     adapted_class: type[nn.Module]  # the class the layer had before
     read_parameters: tuple[str, ...] = ()  # those that a ReadHost answers for
-    plain_forward: bool = False  # see `_PLAIN_FORWARDS`
+    plain_forward: bool = False  # see `fusible`
     lorimer: LayerSlots
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -271,7 +268,7 @@ def _host_class(cls: type[nn.Module], read_parameters: tuple[str, ...]) -> Any:
         members: dict[str, Any] = {
             "adapted_class": cls,
             "read_parameters": read_parameters,
-            "plain_forward": cls.forward.__module__ in _PLAIN_FORWARDS,
+            "plain_forward": fusible(cls),
             "__module__": __name__,
         }
         members.update({name: _read_property(name) for name in read_parameters})

@@ -13,10 +13,10 @@ from torch import nn
 
 from lorimer.layers.geometry import Geometry
 
-# Where the forwards are defined that are just the product with the weight.
-_PRODUCTS = {
-    "torch.nn.modules.linear",
-    "torch.nn.modules.conv",
+# Where the forwards are defined that a fused kernel may take the place of.
+_FUSIBLE = {"torch.nn.modules.linear", "torch.nn.modules.conv"}
+# Where those are defined that are just the product with the weight, so that an update may be added to it.
+_PRODUCTS = _FUSIBLE | {
     "torch.nn.modules.sparse",
     "transformers.pytorch_utils",
     "lorimer.layers.int8_base",
@@ -31,6 +31,12 @@ def runs_product(layer: nn.Module, cls: type[nn.Module], geometry: type[Geometry
     kept = next((layer.__dict__[name] for name in _ON_OBJECT if name in layer.__dict__), None)
     replaced = kept is not None and getattr(kept, "__func__", None) is not type(layer).forward
     return not replaced and (geometry.quantised or cls.forward.__module__ in _PRODUCTS)
+
+
+def fusible(cls: type[nn.Module]) -> bool:
+    """Whether a fused kernel may take the place of the forward of a class; any other (a quantised layer's,
+    somebody's subclass) is run as it is."""
+    return cls.forward.__module__ in _FUSIBLE
 
 
 def become(layer: nn.Module, cls: type[nn.Module]) -> None:

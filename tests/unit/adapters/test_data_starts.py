@@ -29,8 +29,8 @@ from tests.tolerances import SAME_OUTPUT, relative_difference
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # both packages are loud when they are imported
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    torchao = pytest.importorskip("torchao.quantization")
+    bitsandbytes = importlib.import_module("bitsandbytes")
+    torchao = importlib.import_module("torchao.quantization")
 
 RANK, ALPHA = 3, 5.0
 STARTS = {

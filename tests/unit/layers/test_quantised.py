@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,8 @@ from tests.tolerances import SAME_NETWORK_OUTPUT, SAME_OUTPUT, relative_differen
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # both packages are loud when they are imported
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    torchao = pytest.importorskip("torchao.quantization")
+    bitsandbytes = importlib.import_module("bitsandbytes")
+    torchao = importlib.import_module("torchao.quantization")
 
 
 def linear() -> nn.Linear:
