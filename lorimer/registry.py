@@ -1,4 +1,4 @@
-"""Finds methods, formats and tasks by where their files lie; there is no list to edit.
+"""Finds methods, formats, tasks and families of picture models by where their files lie; there is no list to edit.
 
 ``lorimer/adapters/lora.py`` holds the method ``lora``; ``lorimer/tasks/text_to_image.py`` the task
 ``text-to-image``. A file whose name starts with an underscore is a part, not a plugin. Another
@@ -32,6 +32,7 @@ _KINDS = {
     "method": ("adapters", "lorimer.adapters._base", "Method"),
     "format": ("formats", "lorimer.formats._base", "Format"),
     "task": ("tasks", "lorimer.tasks._base", "Task"),
+    "family": ("families", "lorimer.families._base", "Family"),
 }
 _PARTS = {"safe_io"}  # modules beside the plugins that are none
 _packages = ["lorimer"]
@@ -51,7 +52,7 @@ def remove_package(package: str) -> None:
 
 
 def names(kind: str) -> list[str]:
-    """The sorted names of every plugin of `kind` ("method", "format" or "task")."""
+    """The sorted names of every plugin of `kind` ("method", "format", "task" or "family")."""
     return sorted(_modules(kind))
 
 

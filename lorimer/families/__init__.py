@@ -1,0 +1,1 @@
+"""Families of picture models, one per file; the registry finds them by file name."""

@@ -1,0 +1,66 @@
+"""Stable Diffusion 1: a U-Net, one CLIP text encoder, noise prediction (Rombach et al. 2021, arXiv 2112.10752)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lorimer.families._base import (
+    CLIP,
+    CLIP_TOKENIZER,
+    KL_VAE,
+    SCHEDULER,
+    Conditioning,
+    Config,
+    Family,
+    Part,
+)
+
+if TYPE_CHECKING:
+    from lorimer.tasks._diffusion import DiffusionModel
+
+
+class StableDiffusion1(Family):
+    """See the module."""
+
+    name = "sd1"
+    description = "Stable Diffusion 1.x, and the small model that lorimer ships"
+    pipeline = "StableDiffusionPipeline"
+    pipeline_options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    parts = {
+        "unet": Part("diffusers", "UNet2DConditionModel"),
+        "text_encoder": CLIP,
+        "vae": KL_VAE,
+        "tokenizer": CLIP_TOKENIZER,
+        "scheduler": SCHEDULER,
+    }
+    denoiser = "unet"
+    process = "diffusion"
+    guidance = 7.5
+    clip_skip = True
+
+    @classmethod
+    def fits(cls, configs: Mapping[str, Config]) -> bool:
+        unet = configs.get("unet", {})
+        return (
+            super().fits(configs)
+            and not unet.get("addition_embed_type")
+            and unet.get("cross_attention_dim") != 1024
+        )
+
+    @staticmethod
+    def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
+        hidden, _ = pipeline.encode_prompt(
+            list(captions), pipeline.text_encoder.device, 1, False, clip_skip=clip_skip
+        )
+        return {"hidden": hidden}
+
+    @staticmethod
+    def predict(model: DiffusionModel, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        return model.unet(noisy, times, encoder_hidden_states=conditioning["hidden"], return_dict=False)[0]
+
+    @classmethod
+    def resolution(cls, model: DiffusionModel) -> int:
+        return int(model.unet.config.sample_size) * cls.pixel_unit(model)  # type: ignore[union-attr, arg-type]
