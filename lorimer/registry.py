@@ -1,4 +1,4 @@
-"""Finds methods, formats, tasks and families of picture models by where their files lie; there is no list to edit.
+"""Finds methods, formats, tasks and families of models by where their files lie; there is no list.
 
 ``lorimer/adapters/lora.py`` holds the method ``lora``; ``lorimer/tasks/text_to_image.py`` the task
 ``text-to-image``. A file whose name starts with an underscore is a part, not a plugin. Another

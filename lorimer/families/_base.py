@@ -1,4 +1,4 @@
-"""What a family of picture models is: everything that differs between Stable Diffusion 1, SDXL, FLUX and so on.
+"""What a family of picture models is: all that differs between Stable Diffusion 1, SDXL, FLUX and so on.
 
 A family is stateless: it knows which parts such a model has, how a caption becomes conditioning, how the
 denoiser is called, and what its layers are called in files. Loading, training, sampling and the file
@@ -75,13 +75,17 @@ class TimeSampling:
     Attributes:
         density: "uniform", "logit-normal", "mode", "cosmap" or "sigmoid".
         mean, std: of the normal distribution that "logit-normal" and "sigmoid" draw from.
+        scale: how far "mode" is from uniform; more than 0 prefers the middle.
         shift: s in σ' = sσ / (1 + (s - 1)σ); "auto" derives it from the picture's size.
+        range: the smallest and the largest share of noise that is drawn, out of [0, 1].
     """
 
     density: str = "uniform"
     mean: float = 0.0
     std: float = 1.0
+    scale: float = 1.29
     shift: float | Literal["auto"] = 1.0
+    range: tuple[float, float] = (0.0, 1.0)
 
 
 class Family(ABC):
@@ -96,8 +100,6 @@ class Family(ABC):
         process: "diffusion" (noise levels are integer timesteps of a schedule ᾱ) or "flow" (σ in (0, 1]).
         times: how a flow family draws σ unless the recipe says.
         guidance: classifier-free guidance that such models are usually sampled with.
-        shown_without_caption: whether guidance needs training without captions now and then; guidance-
-            distilled models do not.
         targets: what adapters go to unless the recipe says; a preset or names.
     """
 
@@ -143,15 +145,15 @@ class Family(ABC):
     @classmethod
     def scale_latents(cls, model: DiffusionModel, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the VAE's latents in the scale that the denoiser knows."""
-        config = model.vae.config  # type: ignore[union-attr]
+        config = model.vae.config
         shift = getattr(config, "shift_factor", None) or 0.0
-        return (mean - shift) * config.scaling_factor, std * config.scaling_factor  # type: ignore[union-attr, operator]
+        return (mean - shift) * config.scaling_factor, std * config.scaling_factor
 
     @classmethod
     def encode_pixels(cls, model: DiffusionModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents, each (batch, channels, height, width) in the denoiser's
         scale, for pixels (batch, 3, height, width) in [-1, 1]."""
-        posterior = model.vae.encode(pixels).latent_dist  # type: ignore[operator]
+        posterior = model.vae.encode(pixels).latent_dist
         return cls.scale_latents(model, posterior.mean, posterior.std)
 
     # ---- what the denoiser says
@@ -178,7 +180,7 @@ class Family(ABC):
     @classmethod
     def pixel_unit(cls, model: DiffusionModel) -> int:
         """Sides of pictures are multiples of this many pixels."""
-        factor: int = 2 ** (len(model.vae.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
+        factor: int = 2 ** (len(model.vae.config.block_out_channels) - 1)
         patch = getattr(getattr(model, cls.denoiser).config, "patch_size", None) or 1
         return factor * int(patch)
 

@@ -1,9 +1,9 @@
-"""Stable Diffusion 1: a U-Net, one CLIP text encoder, noise prediction (Rombach et al. 2021, arXiv 2112.10752)."""
+"""Stable Diffusion 1: a U-Net and one CLIP text encoder (Rombach et al. 2021, arXiv 2112.10752)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -28,8 +28,12 @@ class StableDiffusion1(Family):
     name = "sd1"
     description = "Stable Diffusion 1.x, and the small model that lorimer ships"
     pipeline = "StableDiffusionPipeline"
-    pipeline_options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    parts = {
+    pipeline_options: ClassVar = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    parts: ClassVar = {
         "unet": Part("diffusers", "UNet2DConditionModel"),
         "text_encoder": CLIP,
         "vae": KL_VAE,
@@ -63,4 +67,4 @@ class StableDiffusion1(Family):
 
     @classmethod
     def resolution(cls, model: DiffusionModel) -> int:
-        return int(model.unet.config.sample_size) * cls.pixel_unit(model)  # type: ignore[union-attr, arg-type]
+        return int(model.unet.config.sample_size) * cls.pixel_unit(model)

@@ -44,9 +44,6 @@ class Task(ABC):
     Data: ClassVar[type[Section]] = Section
     Objective: ClassVar[type[Section]] = Section
     Preview: ClassVar[type[Section]] = Section
-    default_components: ClassVar[
-        tuple[str, ...]
-    ] = ()  # parts of the model that are adapted unless a recipe says
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -55,6 +52,10 @@ class Task(ABC):
     def model(self) -> nn.Module:
         """The base in evaluation mode on the CPU, before any adapter. A model of several components is a
         module with `components` (a tuple of child names), so that adapter paths begin with one."""
+
+    def components(self, model: nn.Module) -> tuple[str, ...]:
+        """The parts of a model of several components that are adapted unless the recipe says."""
+        return ()
 
     @abstractmethod
     def data(self, model: nn.Module) -> Dataset[Any]:

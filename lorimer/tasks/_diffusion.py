@@ -1,14 +1,15 @@
-"""A Stable Diffusion model as lorimer adapts it: loading its parts, predicting, sampling.
+"""A latent picture model as lorimer adapts it: loading its parts, predicting, sampling.
 
     DiffusionModel
-      ├── unet            UNet2DConditionModel, what adapters usually go to
-      ├── text_encoder    CLIPTextModel, adapted when a recipe asks for it
-      ├── vae             AutoencoderKL, never adapted
-      ├── tokenizer       CLIPTokenizer
-      └── scheduler       the model's own sampler, whose config fixes the noise schedule
+      ├── unet or transformer     the denoiser, what adapters usually go to
+      ├── text_encoder, ...       adapted when a recipe asks for it
+      ├── vae                     never adapted
+      ├── tokenizer, ...
+      └── scheduler               the model's own sampler, whose config fixes the noise schedule
 
-The embedded model, a folder in diffusers' layout and a hub name all go through `load_diffusion`, so
-what is tested on the small model is what loads the large one.
+What differs between families (Stable Diffusion 1, SDXL, FLUX, ...) is asked of `model.family`. The embedded
+model, a folder in diffusers' layout, a hub name and a single checkpoint file all go through
+`load_diffusion`, so what is tested on the small model is what loads the large one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from lorimer.errors import LorimerError, UsageError
+from lorimer.families._base import Conditioning, Family
 from lorimer.layers.slots import LayerSlots
 from lorimer.tasks._diffusers_folder import (
+    family_of_folder,
     folder_from_hub,
-    load_scheduler,
-    load_tokenizer,
-    load_weights,
+    load_part,
     quiet,
     require_parts,
     require_picture_packages,
+    require_process,
 )
 
 if TYPE_CHECKING:
@@ -43,57 +45,73 @@ EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"
 
 
 class DiffusionModel(nn.Module):
-    """The parts of a latent diffusion model under one roof.
+    """The parts of a latent picture model under one roof.
 
     Attributes:
-        components: the children that may be adapted; adapter paths begin with one of them.
+        family: what kind of model it is.
+        components: the children that may be adapted, the denoiser first; adapter paths begin with one of
+            them.
         source: what it was loaded from, as the recipe says it.
-        prediction_type: what the U-Net predicts, "epsilon" or "v_prediction".
-        alphas_cumprod: ᾱ_t of the noise schedule, shape (timesteps,), float32, on the CPU. Not a buffer,
-            so that no `.to(dtype)` can round it.
     """
 
-    components = ("unet", "text_encoder")
+    unet: Any  # one of these is the denoiser
+    transformer: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        text_encoder: nn.Module,
-        vae: nn.Module,
-        tokenizer: Any,
-        scheduler: Any,
-        source: str,
-    ) -> None:
+    def __init__(self, family: type[Family], parts: Mapping[str, Any], source: str) -> None:
         super().__init__()
-        self.unet = unet
-        self.text_encoder = text_encoder
-        self.vae = vae
-        self.tokenizer = tokenizer
-        self.scheduler = scheduler
+        self.family = family
         self.source = source
-        self.prediction_type: str = scheduler.config.prediction_type
-        self.alphas_cumprod = _alphas_cumprod(scheduler)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.components = tuple(name for name in family.adaptable() if parts.get(name) is not None)
         self.requires_grad_(False).eval()
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Component -> network, tokenizer or scheduler; None for an optional one that the model lacks."""
+        return {name: getattr(self, name) for name in self.family.parts}
+
+    @property
+    def denoiser(self) -> Any:
+        """The U-Net or transformer."""
+        return getattr(self, self.family.denoiser)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the denoiser predicts, as its scheduler says: "epsilon", "v_prediction", "flow"."""
+        return "flow" if self.family.process == "flow" else self.scheduler.config.prediction_type
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """The text encoders that the model has, by component."""
+        return {name: getattr(self, name) for name in self.family.text_encoders if name in self.components}
 
     def forward(
         self,
-        latents: Tensor,
-        timesteps: Tensor,
-        embeddings: Tensor | None = None,
-        input_ids: Tensor | None = None,
+        noisy: Tensor,
+        times: Tensor,
+        conditioning: Conditioning | None = None,
+        captions: Sequence[str] | None = None,
+        clip_skip: int | None = None,
     ) -> Tensor:
-        """The U-Net's prediction, in the shape of `latents`.
+        """The denoiser's prediction, in the shape of `noisy`.
 
         Args:
-            latents: noisy latents (batch, channels, height, width).
-            timesteps: (batch,) integers.
-            embeddings: the text encoder's output (batch, tokens, width), or
-            input_ids: token ids (batch, tokens), which the text encoder then encodes.
+            noisy: noisy latents (batch, channels, height, width).
+            times: (batch,), integer timesteps or, for flow matching, σ.
+            conditioning: what `encode_texts` gave for the captions, and "sizes"; see `Family.predict`.
+            captions: texts for the text encoders to read now, with gradients, instead of what they gave.
         """
-        if embeddings is None:
-            assert input_ids is not None
-            embeddings = self.text_encoder(input_ids)[0]
-        return self.unet(latents, timesteps, encoder_hidden_states=embeddings, return_dict=False)[0]
+        conditioning = dict(conditioning or {})
+        if captions is not None:
+            conditioning |= self.condition(captions, clip_skip)
+        if "sizes" not in conditioning:
+            conditioning["sizes"] = self.default_sizes(noisy)
+        return self.family.predict(self, noisy, times, conditioning)
 
     def train(self, mode: bool = True) -> DiffusionModel:
         """Put adapters into training mode; frozen parts stay in evaluation mode, as dropout in a frozen
@@ -109,20 +127,22 @@ class DiffusionModel(nn.Module):
         return self
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations of U-Net and text encoder in the backward pass instead of keeping them."""
-        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
+        """Recompute activations of the denoiser and the text encoders in the backward pass instead of
+        keeping them."""
+        self.denoiser.enable_gradient_checkpointing()
+        for encoder in self.text_encoders.values():
+            encoder.activation_checkpointing_enable()
         self.train(self.training)
 
     @property
-    def pixels_per_latent(self) -> int:
-        """How many pixels along a side become one latent, 8 for Stable Diffusion."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
+    def pixel_unit(self) -> int:
+        """Sides of pictures are multiples of this many pixels."""
+        return self.family.pixel_unit(self)
 
     @property
     def resolution(self) -> int:
         """The side in pixels of the pictures that the model was made for."""
-        return int(self.unet.config.sample_size) * self.pixels_per_latent  # type: ignore[union-attr, arg-type]
+        return self.family.resolution(self)
 
     def checked_resolution(self, resolution: int | None) -> int:
         """`resolution`, or the model's own where it is None.
@@ -131,7 +151,7 @@ class DiffusionModel(nn.Module):
             UsageError: the model cannot draw pictures of that side.
         """
         side = resolution or self.resolution
-        unit = math.lcm(8, self.pixels_per_latent)  # the pipeline asks for eights
+        unit = math.lcm(8, self.pixel_unit)  # the pipeline asks for eights
         if side % unit:
             lower = max(side // unit * unit, unit)
             raise UsageError(
@@ -140,43 +160,52 @@ class DiffusionModel(nn.Module):
             )
         return side
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (len(texts), tokens), padded and cut to the length that the text encoder takes."""
-        return self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+    def default_sizes(self, latents: Tensor) -> Tensor:
+        """`sizes` (batch, 6) of pictures that were neither resized nor cropped."""
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = latents.shape[-2] * scale, latents.shape[-1] * scale
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
+        return sizes.expand(len(latents), 6)
+
+    def condition(self, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
+        """What the text encoders give for captions, with gradients; see `Family.encode`."""
+        with quiet():
+            return self.family.encode(self.pipeline(), captions, clip_skip)
 
     @torch.no_grad()
-    def encode_texts(self, input_ids: Tensor) -> Tensor:
-        """The frozen text encoder's output (batch, tokens, width) for token ids (batch, tokens)."""
-        device = next(self.text_encoder.parameters()).device
-        return self.text_encoder(input_ids.to(device))[0]
+    def encode_texts(self, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
+        """What the frozen text encoders give for captions."""
+        return self.condition(captions, clip_skip)
 
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents, each (batch, channels, height, width) and in the
-        U-Net's scale, for pixels (batch, 3, height, width) in [-1, 1]."""
-        parameter = next(self.vae.parameters())
-        posterior = self.vae.encode(pixels.to(parameter)).latent_dist  # type: ignore[operator]
-        scale = self.vae.config.scaling_factor  # type: ignore[union-attr]
-        return posterior.mean * scale, posterior.std * scale
+        denoiser's scale, for pixels (batch, 3, height, width) in [-1, 1]."""
+        return self.family.encode_pixels(self, pixels.to(next(self.vae.parameters())))
+
+    def pipeline(self) -> Any:
+        """diffusers' pipeline around the parts, with a fresh scheduler, as sampling changes its state."""
+        import diffusers
+
+        cls: Any = getattr(diffusers, self.family.pipeline)
+        parts = {name: part for name, part in self.parts.items() if name != "scheduler"}
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        pipeline = cls(**parts, scheduler=scheduler, **self.family.pipeline_options)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
 
 def load_diffusion(model: str, dtype: torch.dtype = torch.float32) -> DiffusionModel:
-    """The diffusion model called `model`, frozen, in evaluation mode, on the CPU.
+    """The picture model called `model`, frozen, in evaluation mode, on the CPU.
 
     Args:
         model: "embedded" (the small model shipped with lorimer), a folder in the layout of diffusers'
-            `StableDiffusionPipeline`, or the name of such a model on the Hugging Face hub.
+            pipelines, or the name of such a model on the Hugging Face hub.
         dtype: precision of the weights in memory.
 
     Raises:
         UsageError: there is no such folder, and the hub does not give it either.
-        FileFormatError: the folder lacks parts (all are named), or a part is broken.
+        FileFormatError: it is no model of a known family, or lacks parts (all are named), or one is broken.
         MissingDependencyError: diffusers or transformers is not installed.
     """
     require_picture_packages()
@@ -188,19 +217,25 @@ def load_diffusion(model: str, dtype: torch.dtype = torch.float32) -> DiffusionM
         )
     if not folder.is_dir():
         folder = folder_from_hub(model)
-    require_parts(folder)
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
+    family = family_of_folder(folder)
+    require_parts(folder, family)
     with quiet():
-        return DiffusionModel(
-            unet=load_weights(UNet2DConditionModel, folder, "unet", torch_dtype=dtype),
-            text_encoder=load_weights(CLIPTextModel, folder, "text_encoder", dtype=dtype),
-            vae=load_weights(AutoencoderKL, folder, "vae", torch_dtype=dtype),
-            tokenizer=load_tokenizer(folder),
-            scheduler=load_scheduler(folder),
-            source=model,
-        )
+        parts = {name: load_part(folder, name, part, dtype) for name, part in family.parts.items()}
+    require_process(parts["scheduler"], family, str(folder / "scheduler"))
+    return DiffusionModel(family, parts, source=model)
+
+
+def alphas_cumprod(scheduler: Any) -> Tensor:
+    """ᾱ_t of the noise schedule, shape (timesteps,), float32, as training needs it. Samplers may alter theirs
+    (some lift a zero at the end), so it is made anew by the training scheduler from the fields that say what
+    the noise schedule is."""
+    from diffusers import DDPMScheduler
+
+    known = inspect.signature(DDPMScheduler.__init__).parameters
+    fields = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+              "rescale_betas_zero_snr")  # fmt: skip
+    given = {name: scheduler.config[name] for name in fields if name in known and name in scheduler.config}
+    return DDPMScheduler(**given).alphas_cumprod.to(torch.float32)
 
 
 def sample(
@@ -209,12 +244,12 @@ def sample(
     seeds: Sequence[int],
     *,
     steps: int = 30,
-    guidance: float = 7.5,
+    guidance: float | None = None,
     negative_prompt: str = "",
     resolution: int | None = None,
     batch_size: int = 8,
 ) -> list[Image]:
-    """One picture per prompt and seed, by diffusers' `StableDiffusionPipeline` with the model's own sampler.
+    """One picture per prompt and seed, by diffusers' pipeline with the model's own sampler.
 
     Adapters act as they do on `model` at the time; wrap the call in `lorimer.strength(model, 0.5)` for
     another strength. Each picture has its own generator, so it depends on its prompt, seed and the
@@ -223,7 +258,7 @@ def sample(
     Args:
         prompts, seeds: of equal length.
         steps: sampling steps.
-        guidance: classifier-free guidance scale; 1 is none.
+        guidance: classifier-free guidance scale; 1 is none, None is what is usual for the family.
         resolution: side in pixels; by default the model's own.
         batch_size: how many pictures are drawn at once; bounds the memory.
 
@@ -239,18 +274,18 @@ def sample(
         stack.enter_context(quiet())
         stack.callback(model.train, model.training)
         model.eval()
-        pipeline = _pipeline(model)
+        pipeline = model.pipeline()
+        scale = model.family.guidance if guidance is None else guidance
         for start in range(0, len(prompts), batch_size):
             batch = list(prompts[start : start + batch_size])
             arrays = pipeline(
                 batch,
-                negative_prompt=[negative_prompt] * len(batch),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
                 num_inference_steps=steps,
-                guidance_scale=guidance,
                 height=side,
                 width=side,
                 output_type="pt",
+                **model.family.sampling(scale, [negative_prompt] * len(batch)),
             ).images
             if not torch.isfinite(arrays).all():
                 raise LorimerError("sampling gave NaN or infinity; try a lower strength, or float32 weights")
@@ -259,42 +294,12 @@ def sample(
 
 
 def save_diffusion(model: DiffusionModel, folder: Path) -> None:
-    """Write `model` as a folder in the layout of diffusers' `StableDiffusionPipeline`, in safetensors, whole
-    or not at all. Adapters are not part of it: merge them first."""
+    """Write `model` as a folder in the layout of diffusers' pipelines, in safetensors, whole or not at
+    all. Adapters are not part of it: merge them first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside, quiet():
         written = Path(beside) / "model"
-        _pipeline(model).save_pretrained(written)
+        model.pipeline().save_pretrained(written)
         for weights in written.rglob("*.safetensors"):  # which safetensors lets their owner alone read
             weights.chmod((written / "model_index.json").stat().st_mode)
         written.rename(folder)
-
-
-def _pipeline(model: DiffusionModel) -> Any:
-    """diffusers' pipeline around the parts; the scheduler is a fresh one, as sampling changes its state."""
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=type(model.scheduler).from_config(model.scheduler.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _alphas_cumprod(scheduler: Any) -> Tensor:
-    """ᾱ_t as training needs it. Samplers may alter theirs (some lift a zero at the end), so it is made anew
-    by the training scheduler from the fields that say what the noise schedule is."""
-    from diffusers import DDPMScheduler
-
-    known = inspect.signature(DDPMScheduler.__init__).parameters
-    fields = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
-              "rescale_betas_zero_snr")  # fmt: skip
-    given = {name: scheduler.config[name] for name in fields if name in known and name in scheduler.config}
-    return DDPMScheduler(**given).alphas_cumprod.to(torch.float32)

@@ -1,9 +1,8 @@
-"""What a frozen encoder gives for a picture or a text, kept on disk and shared by all runs.
+"""What frozen encoders give for a picture or a text, kept on disk and shared by all runs.
 
 A latent or an embedding never changes while its encoder is frozen, so each is computed once. The key
-is the SHA-256 of exactly what goes in: the encoder's weights and config, and the bytes of the input
-tensor. Another picture, resolution, crop, flip, tokenizer or model is thus another key, and nothing
-can go stale.
+is the SHA-256 of exactly what goes in: the encoders' weights and configs, and the bytes of the input.
+Another picture, resolution, crop, flip, tokenizer or model is thus another key, and nothing can go stale.
 
 For a picture the mean and the standard deviation of the VAE's distribution are kept rather than one
 drawn sample: every training step draws its own, as training without a cache would.
@@ -14,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from lorimer.errors import FileFormatError, LorimerError
 from lorimer.formats.safe_io import read_safetensors, write_safetensors
 
-Encoder = Callable[[Tensor], tuple[Tensor, ...]]
+Encoding = dict[str, Tensor]
+Item = TypeVar("Item")
+
+MEMORY_BYTES = 2**30  # encodings beyond this are read from disk again whenever they are needed
 
 
 def default_cache_folder() -> Path:
@@ -33,60 +36,75 @@ def default_cache_folder() -> Path:
 
 
 class EncodingCache:
-    """Encodings by one frozen encoder.
+    """Encodings by some frozen encoders.
 
     Args:
         folder: where encodings of all encoders are kept.
-        encoder: the frozen module whose weights and config are part of every key.
-        names: what the encoder's outputs are called in the files.
+        encoders: the frozen modules, and tokenizers before them, that are part of every key.
+        more: what else decides what comes out.
     """
 
-    def __init__(self, folder: Path, encoder: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, encoders: Iterable[Any], more: str = "") -> None:
         self.folder = folder
-        self.names = tuple(names)
-        self.fingerprint = fingerprint(encoder)
+        self.fingerprint = "".join([*map(fingerprint, encoders), more])
         self.hits = 0
         self.misses = 0
+        self._memory: dict[str, Encoding] = {}
+        self._memory_bytes = 0
 
-    def encode(self, inputs: Sequence[Tensor], encode: Encoder) -> list[dict[str, Tensor]]:
-        """For each input its encoding, name -> tensor on the CPU in float32, without a batch dimension.
+    def ensure(
+        self, items: Sequence[Item], content: Callable[[Item], bytes], encode: Callable[[Item], Encoding]
+    ) -> list[str]:
+        """See that each item's encoding is there; returns the keys to ask for them with.
 
-        Each input is encoded alone: a batch would round otherwise, and an encoding must not depend on what
+        Each item is encoded alone: a batch would round otherwise, and an encoding must not depend on what
         else happened to be missing, or a resumed run would differ in the last bits.
 
         Args:
-            inputs: tensors without a batch dimension; equal ones are encoded once.
-            encode: batch of one input -> one such batch for each name. Called for what is not on disk.
+            content: the bytes that say all of what goes into the encoders; items of equal content are
+                encoded once.
+            encode: an item -> name -> tensor without a batch dimension. Called for what is not on disk.
 
         Raises:
             LorimerError: an encoding holds NaN or infinity, or cannot be written.
         """
-        found: dict[str, dict[str, Tensor]] = {}
-        keys = [self._key(each) for each in inputs]
-        for key, each in zip(keys, inputs, strict=True):
-            if key in found:
-                continue
-            kept = self._read(key)
+        keys = [hashlib.sha256(self.fingerprint.encode() + content(item)).hexdigest() for item in items]
+        for key, item in dict(zip(keys, items, strict=True)).items():
+            kept = self._memory.get(key) or self._read(key)
             if kept is None:
                 self.misses += 1
-                outputs = zip(self.names, encode(each[None]), strict=True)
-                kept = {name: output[0].float().cpu() for name, output in outputs}
+                kept = {name: tensor.detach().cpu().contiguous() for name, tensor in encode(item).items()}
                 self._write(key, kept)
             else:
                 self.hits += 1
-            found[key] = kept
-        return [found[key] for key in keys]
+            self._remember(key, kept)
+        return keys
 
-    def _key(self, each: Tensor) -> str:
-        digest = hashlib.sha256(self.fingerprint.encode())
-        digest.update(f"{each.dtype} {tuple(each.shape)}".encode())
-        digest.update(each.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def __getitem__(self, key: str) -> Encoding:
+        """The encoding that `ensure` gave this key for: name -> tensor on the CPU, as the encoder gave it.
+
+        Raises:
+            LorimerError: it was removed meanwhile.
+        """
+        if key not in self._memory:
+            kept = self._read(key)
+            if kept is None:
+                raise LorimerError(
+                    f"{self._path(key)}: an encoding was removed or broken while it was in use"
+                )
+            return kept
+        return self._memory[key]
+
+    def _remember(self, key: str, encoding: Encoding) -> None:
+        size = sum(tensor.nbytes for tensor in encoding.values())
+        if key not in self._memory and self._memory_bytes + size <= MEMORY_BYTES:
+            self._memory[key] = encoding
+            self._memory_bytes += size
 
     def _path(self, key: str) -> Path:
         return self.folder / "encodings" / key[:2] / f"{key}.safetensors"
 
-    def _read(self, key: str) -> dict[str, Tensor] | None:
+    def _read(self, key: str) -> Encoding | None:
         """The encoding on disk; None where there is none or the file is broken, so that it is made anew."""
         path = self._path(key)
         if not path.is_file():
@@ -95,12 +113,13 @@ class EncodingCache:
             tensors, metadata = read_safetensors(path)
         except FileFormatError:
             return None
-        return tensors if tensors.keys() == set(self.names) and metadata.get("key") == key else None
+        return tensors if metadata.get("key") == key else None
 
-    def _write(self, key: str, encoding: dict[str, Tensor]) -> None:
+    def _write(self, key: str, encoding: Encoding) -> None:
         if not all(torch.isfinite(tensor).all() for tensor in encoding.values()):
             raise LorimerError(
-                "encoding pictures and captions gave NaN or infinity; the model's weights are broken"
+                "encoding pictures and captions gave NaN or infinity; the model's weights are broken, or "
+                "its encoders need train.base_dtype=fp32"
             )
         try:
             write_safetensors(encoding, self._path(key), {"key": key})
@@ -108,9 +127,12 @@ class EncodingCache:
             raise LorimerError(f"{error}; name another folder for encodings with data.cache") from error
 
 
-def fingerprint(encoder: nn.Module) -> str:
-    """SHA-256 of a module's weights and of what its config says of the network; not of where it lay."""
-    config = getattr(encoder, "config", {})
+def fingerprint(encoder: Any) -> str:
+    """SHA-256 of a module's weights and of what its config says of the network, or of all that a tokenizer
+    knows; not of where it lay."""
+    if not isinstance(encoder, nn.Module):
+        return hashlib.sha256(_of_tokenizer(encoder).encode()).hexdigest()
+    config: Any = getattr(encoder, "config", {})
     fields = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     facts = {key: value for key, value in fields.items() if not key.startswith("_") and "version" not in key}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
@@ -118,3 +140,13 @@ def fingerprint(encoder: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _of_tokenizer(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(_vocabulary(tokenizer), sort_keys=True)
+    return f"{type(tokenizer).__name__} {tokenizer.model_max_length} {tokenizer.pad_token} {rules}"
+
+
+def _vocabulary(tokenizer: Any) -> Mapping[str, int]:
+    return tokenizer.get_vocab()

@@ -2,47 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from lorimer.families._base import Conditioning
 from lorimer.tasks._diffusion import DiffusionModel
-from lorimer.tasks._encoding_cache import EncodingCache
+from lorimer.tasks._encoding_cache import Encoding, EncodingCache
 from lorimer.tasks._picture_data import Picture
 
-Example = dict[str, Tensor]
+Example = dict[str, Any]
 
 
-class PictureEncoder:
-    """Pictures with captions into examples; through the caches where the encoder is frozen."""
+class LatentEncoder:
+    """Pictures into the VAE's latents: `mean` and `std` (channels, height, width), kept in the cache."""
 
-    def __init__(
-        self, model: DiffusionModel, latent_cache: EncodingCache, text_cache: EncodingCache | None
-    ) -> None:
+    def __init__(self, model: DiffusionModel, folder: Path) -> None:
         self.model = model
-        self.latent_cache = latent_cache
-        self.text_cache = text_cache
+        self.cache = EncodingCache(folder, [model.vae], model.family.name)
 
-    def __call__(self, pictures: Sequence[Picture], mirrored: bool = False) -> list[Example]:
-        """One example each: latent mean and std (channels, height, width), and its text."""
-        pixels = [picture.pixels.flip(2) if mirrored else picture.pixels for picture in pictures]
-        latents = self.latent_cache.encode(pixels, self._encode_pixels)
-        texts = self.texts([picture.caption for picture in pictures])
-        return [latent | text for latent, text in zip(latents, texts, strict=True)]
+    def ensure(self, pictures: Sequence[Picture], mirrored: bool = False) -> list[str]:
+        """The cache's key of each picture's latents."""
 
-    def texts(self, captions: Sequence[str]) -> list[Example]:
-        """`embedding` (tokens, width) of each caption; `input_ids` (tokens,) if the text encoder learns."""
-        ids = list(self.model.tokenize(captions)) if captions else []
-        if self.text_cache is None:
-            return [{"input_ids": each} for each in ids]
-        return self.text_cache.encode(ids, lambda batch: (self.model.encode_texts(batch),))
+        def encode(picture: Picture) -> Encoding:
+            pixels = picture.pixels.flip(2) if mirrored else picture.pixels
+            mean, std = self.model.encode_pictures(pixels[None].float() / 127.5 - 1)
+            return {"mean": mean[0], "std": std[0]}
 
-    def cut_captions(self, captions: Sequence[str]) -> int:
-        """How many captions have more tokens than the text encoder takes."""
-        tokenizer = self.model.tokenizer
-        return sum(
-            len(tokenizer(caption).input_ids) > tokenizer.model_max_length for caption in set(captions)
+        return self.cache.ensure(pictures, lambda picture: _content(picture, mirrored), encode)
+
+
+class CaptionEncoder:
+    """Captions into conditioning, kept in the cache; for text encoders that stay frozen."""
+
+    def __init__(self, model: DiffusionModel, folder: Path, clip_skip: int | None = None) -> None:
+        self.model, self.clip_skip = model, clip_skip
+        tokenizers = [part for name, part in model.parts.items() if name.startswith("tokenizer") and part]
+        more = f"{model.family.name} {clip_skip}"
+        self.cache = EncodingCache(folder, [*model.text_encoders.values(), *tokenizers], more)
+
+    def ensure(self, captions: Sequence[str]) -> list[str]:
+        """The cache's key of each caption's conditioning."""
+
+        def encode(caption: str) -> Encoding:
+            conditioning = self.model.encode_texts([caption], self.clip_skip)
+            return {name: tensor[0] for name, tensor in conditioning.items()}
+
+        return self.cache.ensure(captions, str.encode, encode)
+
+    def of(self, caption: str) -> Encoding:
+        """The conditioning of one caption."""
+        return self.cache[self.ensure([caption])[0]]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    caption: str
+    latents: str  # keys of the caches
+    text: str | None
+    sizes: Tensor
+
+
+class Examples(Dataset[Example]):
+    """Encoded pictures, as keys of the caches; what they stand for is read when a step asks for it.
+
+    An example holds `mean` and `std` (channels, height, width) of its latents, `sizes` (6,) as in
+    `Family.predict`, `caption`, and `text`, the caption's conditioning, unless text encoders learn.
+    """
+
+    def __init__(self, latents: LatentEncoder, texts: CaptionEncoder | None) -> None:
+        self.latents, self.texts = latents, texts
+        self.entries: list[_Entry] = []
+
+    def add(self, pictures: Sequence[Picture], mirrored: bool = False) -> None:
+        """Encode pictures and their captions where the caches lack them, and append them."""
+        captions = [picture.caption for picture in pictures]
+        texts = self.texts.ensure(captions) if self.texts else [None] * len(captions)
+        latents = self.latents.ensure(pictures, mirrored)
+        for picture, latent, text in zip(pictures, latents, texts, strict=True):
+            height, width = picture.pixels.shape[1:]
+            sizes = torch.tensor([height, width, 0, 0, height, width])
+            self.entries.append(_Entry(picture.caption, latent, text, sizes))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Example:
+        entry = self.entries[index]
+        example = {**self.latents.cache[entry.latents], "sizes": entry.sizes, "caption": entry.caption}
+        if self.texts and entry.text:
+            example["text"] = self.texts.cache[entry.text]
+        return example
+
+    def told(self) -> str:
+        """What was encoded, for a person."""
+        latents, texts = self.latents.cache, self.texts.cache if self.texts else None
+        misses, hits = (texts.misses, texts.hits) if texts else (0, 0)
+        return (
+            f"encoded {latents.misses} pictures and {misses} captions anew, found {latents.hits} and "
+            f"{hits} in the cache"
         )
 
-    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.encode_pictures(pixels.float() / 127.5 - 1)
+
+def collate(examples: Sequence[Example]) -> dict[str, Any]:
+    """A batch of examples: tensors stacked, `text` by name, `caption` as a list."""
+    first = examples[0]
+    names = [name for name, value in first.items() if isinstance(value, Tensor)]
+    batch: dict[str, Any] = {name: torch.stack([each[name] for each in examples]) for name in names}
+    batch["caption"] = [each["caption"] for each in examples]
+    if "text" in first:
+        batch["text"] = stacked([each["text"] for each in examples])
+    return batch
+
+
+def cut_captions(model: DiffusionModel, captions: Sequence[str]) -> tuple[int, int]:
+    """How many captions have more tokens than a text encoder takes, and how many it takes."""
+    tokenizer = model.tokenizer
+    limit: int = tokenizer.model_max_length
+    lengths = [len(tokenizer(caption).input_ids) for caption in set(captions)]
+    return sum(length > limit for length in lengths), limit
+
+
+def stacked(conditionings: Sequence[Mapping[str, Tensor]]) -> Conditioning:
+    """Conditioning of single captions as one batch; shorter entries are padded with zeros along axis 0."""
+    return {name: torch.stack(_padded([each[name] for each in conditionings])) for name in conditionings[0]}
+
+
+def with_empty(conditioning: Conditioning, empty: Mapping[str, Tensor], where: Tensor) -> Conditioning:
+    """`conditioning` with that of the empty caption in the rows that `where` (batch,) marks."""
+    replaced: Conditioning = {}
+    for name, rows in conditioning.items():
+        other = empty[name].to(rows)
+        if rows.dim() > 1 and other.shape != rows.shape[1:]:
+            other, *padded = _padded([other, *rows])
+            rows = torch.stack(padded)
+        mask = where.to(rows.device).view(-1, *[1] * (rows.dim() - 1))
+        replaced[name] = torch.where(mask, other, rows)
+    return replaced
+
+
+def _padded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    longest = max((len(tensor) for tensor in tensors if tensor.dim()), default=0)
+    return [
+        torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
+        if tensor.dim() and len(tensor) < longest
+        else tensor
+        for tensor in tensors
+    ]
+
+
+def _content(picture: Picture, mirrored: bool) -> bytes:
+    pixels = picture.pixels
+    return f"{tuple(pixels.shape)} {mirrored} ".encode() + pixels.contiguous().numpy().tobytes()

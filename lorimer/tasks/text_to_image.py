@@ -1,7 +1,7 @@
 """Text to image: a latent diffusion model learns a style or a subject from captioned pictures.
 
-Pictures go through the VAE and captions through the text encoder once, before the first step; what
-comes out is kept on disk. Steps then run the U-Net alone, unless the text encoder is adapted too.
+Pictures go through the VAE and captions through the text encoders once, before the first step; what
+comes out is kept on disk. Steps then run the denoiser alone, unless a text encoder is adapted too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 import lorimer
 from lorimer.errors import DataError, RecipeError
 from lorimer.tasks._base import Task
-from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
+from lorimer.tasks._diffusion import DiffusionModel, alphas_cumprod, load_diffusion, sample
 from lorimer.tasks._diffusion_loss import add_noise, min_snr_weights, target, weighted_loss
-from lorimer.tasks._encoding_cache import EncodingCache, default_cache_folder
+from lorimer.tasks._encoding_cache import default_cache_folder
 from lorimer.tasks._grid import labelled_grid
 from lorimer.tasks._picture_data import Picture, left_out, of_other_kinds, read_pictures, with_trigger
-from lorimer.tasks._picture_encoding import Example, PictureEncoder
+from lorimer.tasks._picture_encoding import (
+    CaptionEncoder,
+    Example,
+    Examples,
+    LatentEncoder,
+    collate,
+    cut_captions,
+    with_empty,
+)
 from lorimer.tasks._picture_sections import DiffusionObjective, PictureData, PicturePreview
 
 if TYPE_CHECKING:
@@ -38,18 +46,16 @@ _DEFAULT_PROMPTS = 4  # how many captions stand in for preview prompts that were
 
 
 class TextToImage(Task):
-    """Adapts the U-Net, and the text encoder where asked, of a Stable Diffusion model."""
+    """Adapts the denoiser, and the text encoders where asked, of a latent picture model."""
 
     name = "text-to-image"
     description = "A picture model learns a style or a subject from captioned pictures"
     Data = PictureData
     Objective = DiffusionObjective
     Preview = PicturePreview
-    default_components = ("unet",)
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self._adapts_text = "text_encoder" in (recipe.adapter.components or self.default_components)
         self._captions: list[str] = []
         self._validation: list[Example] = []
         self._notes: list[str] = []
@@ -57,44 +63,52 @@ class TextToImage(Task):
 
     def model(self) -> DiffusionModel:
         model = load_diffusion(self.recipe.model or "embedded")
-        self._alphas_cumprod = model.alphas_cumprod
+        adapted = self.recipe.adapter.components or self.components(model)
+        self._adapts_text = any(name in adapted for name in model.text_encoders)
+        self._family = model.family
+        self._alphas_cumprod = alphas_cumprod(model.scheduler)
         self._prediction_type = model.prediction_type
         self._resolution = model.checked_resolution(self.recipe.data.resolution)
         return model
+
+    def components(self, model: nn.Module) -> tuple[str, ...]:
+        assert isinstance(model, DiffusionModel)
+        return (model.family.denoiser,)
 
     def data(self, model: nn.Module) -> Dataset[Any]:
         assert isinstance(model, DiffusionModel)
         self._notes = []
         training, held_out = self._read()
         self._captions = [picture.caption for picture in training]
-        cache = self.recipe.data.cache or default_cache_folder()
-        latents = EncodingCache(cache, model.vae, ("mean", "std"))
-        texts = EncodingCache(cache, model.text_encoder, ("embedding",))
-        encode = PictureEncoder(model, latents, None if self._adapts_text else texts)
-        examples = encode(training)
-        if self.recipe.data.flip:
-            examples += encode(training, mirrored=True)
-        self._validation = encode(held_out)
-        self._empty = encode.texts([""])[0]
-        self._notes.append(
-            f"encoded {latents.misses} pictures and {texts.misses} captions anew, found {latents.hits} and "
-            f"{texts.hits} in the cache"
+        folder = self.recipe.data.cache or default_cache_folder()
+        latents, texts = (
+            LatentEncoder(model, folder),
+            None if self._adapts_text else CaptionEncoder(model, folder),
         )
-        cut = encode.cut_captions(self._captions)
+        examples = Examples(latents, texts)
+        examples.add(training)
+        if self.recipe.data.flip:
+            examples.add(training, mirrored=True)
+        validation = Examples(latents, texts)
+        validation.add(held_out)
+        self._validation = [validation[place] for place in range(len(validation))]
+        self._empty = texts.of("") if texts else {}
+        self._notes.append(examples.told())
+        cut, limit = cut_captions(model, self._captions)
         if cut:
-            limit = model.tokenizer.model_max_length
             self._notes.append(
                 f"{cut} captions are longer than {limit} tokens; the text encoder sees their start"
             )
-        return _Examples(examples)
+        return examples
 
     def collate(self, examples: Sequence[Any]) -> Any:
-        return default_collate(list(examples))
+        return collate(examples)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         objective = self.recipe.objective
-        count = len(batch["mean"])
-        latents = batch["mean"] + batch["std"] * torch.randn(batch["mean"].shape).to(batch["mean"])
+        mean, std = batch["mean"].float(), batch["std"].float()
+        count = len(mean)
+        latents = mean + std * torch.randn(mean.shape).to(mean)
         noise = torch.randn(latents.shape)
         if objective.noise_offset:
             # "Diffusion with Offset Noise", N. Guttenberg 2023, crosslabs.org
@@ -103,8 +117,12 @@ class TextToImage(Task):
         # (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
         timesteps = ((torch.rand(()) + torch.arange(count) / count) % 1 * len(self._alphas_cumprod)).long()
         dropped = torch.rand(count) < objective.caption_dropout
-        text = {key: _replaced(batch[key], empty, dropped) for key, empty in self._empty.items()}
-        return self._loss(model, latents, noise, timesteps, text, objective.min_snr_gamma)
+        if self._adapts_text:
+            kept = zip(batch["caption"], dropped.tolist(), strict=True)
+            text: dict[str, Any] = {"captions": ["" if gone else caption for caption, gone in kept]}
+        else:
+            text = {"conditioning": with_empty(batch["text"], self._empty, dropped)}
+        return self._loss(model, latents, noise, timesteps, batch["sizes"], text, objective.min_snr_gamma)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -117,11 +135,12 @@ class TextToImage(Task):
         total = torch.zeros(())
         for example in self._validation:
             count = len(_VALIDATION_TIMESTEPS)
-            latents = example["mean"].expand(count, *example["mean"].shape)
+            batch = collate([example] * count)
+            latents = batch["mean"].float()
             timesteps = torch.tensor(_VALIDATION_TIMESTEPS).mul(len(self._alphas_cumprod)).long()
             noise = torch.randn(latents.shape, generator=generator)
-            text = {key: example[key].expand(count, *example[key].shape) for key in self._empty}
-            total += self._loss(model, latents, noise, timesteps, text, None).cpu()
+            text = {"captions": batch["caption"]} if self._adapts_text else {"conditioning": batch["text"]}
+            total += self._loss(model, latents, noise, timesteps, batch["sizes"], text, None).cpu()
         model.train(was_training)
         return {"validation_loss": total.item() / len(self._validation)}
 
@@ -152,7 +171,8 @@ class TextToImage(Task):
         frequency = {self.recipe.name: dict(Counter(tags).most_common())}  # kohya's shape: by set of pictures
         trigger = self.recipe.data.trigger
         return {
-            "base_model": Path(model).name if Path(model).is_dir() else model,
+            "base_model": Path(model).name if Path(model).exists() else model,
+            "family": self._family.name,
             **({"trigger": trigger} if trigger else {}),
             "resolution": str(self._resolution),
             "prediction_type": self._prediction_type,
@@ -203,14 +223,17 @@ class TextToImage(Task):
         latents: Tensor,
         noise: Tensor,
         timesteps: Tensor,
-        text: Example,
+        sizes: Tensor,
+        text: dict[str, Any],
         gamma: float | None,
     ) -> Tensor:
         device = next(model.parameters()).device
         latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
         schedule = self._alphas_cumprod.to(device)
-        text = {_ARGUMENTS[key]: value.to(device) for key, value in text.items()}
-        prediction = model(add_noise(latents, noise, schedule, timesteps), timesteps, **text)
+        conditioning = {"sizes": sizes, **text.get("conditioning", {})}
+        conditioning = {name: value.to(device) for name, value in conditioning.items()}
+        noisy = add_noise(latents, noise, schedule, timesteps)
+        prediction = model(noisy, timesteps, conditioning, text.get("captions"))
         wanted = target(latents, noise, schedule, timesteps, self._prediction_type)
         weights = min_snr_weights(schedule, timesteps, gamma, self._prediction_type) if gamma else None
         return weighted_loss(prediction, wanted, weights)
@@ -233,26 +256,3 @@ class TextToImage(Task):
         if strength == 0.0:
             self._base_pictures = pictures
         return pictures
-
-
-# Entries of an example that are its text -> the argument of DiffusionModel.forward.
-_ARGUMENTS = {"embedding": "embeddings", "input_ids": "input_ids"}
-
-
-class _Examples(Dataset[Example]):
-    """Encoded pictures in memory."""
-
-    def __init__(self, examples: list[Example]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-
-def _replaced(values: Tensor, other: Tensor, where: Tensor) -> Tensor:
-    """`values` (batch, ...) with `other` (...) in the rows that `where` (batch,) marks."""
-    mask = where.to(values.device).view(-1, *[1] * (values.dim() - 1))
-    return torch.where(mask, other.to(values.device), values)

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from lorimer.layers.int8_base import set_base_precision
 from lorimer.layers.slots import LayerSlots
 from lorimer.ops.initialise import initialise
 from lorimer.tasks._base import Task
-from lorimer.train.optimizer import build_optimizer
+from lorimer.train.average import Average
+from lorimer.train.optimizer import KINDS, build_optimizer, require_optimizer
 from lorimer.train.order import Order, SeededExamples
 from lorimer.train.recipe import Recipe
+from lorimer.train.rounding import WideWeights
 from lorimer.train.seeding import seed_all
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -57,7 +60,14 @@ class Setup:
     optimizer: torch.optim.Optimizer
     order: Order
     controller: Controller | None = None  # the method's own part in training
+    wide: WideWeights | None = None  # where the adapter is kept in fewer bits than the optimiser sees
+    average: Average | None = None  # the adapter that is shown, where it is not the one that trains
     base: dict[str, int] = field(default_factory=dict)  # fingerprint of the base before training
+
+    @cached_property
+    def named(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name, in the order of `parameters`."""
+        return dict(self.adapter.named_parameters())
 
     def set_training(self) -> None:
         """Training mode, but for layers that gather statistics: those belong to the frozen base."""
@@ -65,6 +75,11 @@ class Setup:
         for module in self.model.modules():
             if isinstance(module, _NormBase) and module.track_running_stats:
                 module.eval()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def share(self, asked: set[str]) -> set[str]:
         """What the first process was asked, in every process."""
@@ -82,6 +97,7 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
     Raises:
         RecipeError, TargetError, DataError, MissingDependencyError: the recipe asks for what cannot be.
     """
+    require_optimizer(recipe.train, several_rates=bool(recipe.adapter.learning_rate_pattern))
     accelerator = _accelerator(recipe, logs)
     seed = recipe.train.seed
     task: Task = registry.get("task", recipe.task)(recipe)
@@ -105,8 +121,11 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         accelerator.process_index,
         accelerator.num_processes,
     )
-    optimizer = build_optimizer(adapter, recipe.train)
+    parameters = list(adapter.parameters())
+    wide = WideWeights(parameters) if recipe.train.adapter_precision == "bf16" else None
+    optimizer = build_optimizer(_groups(adapter, recipe, wide), recipe.train)
     accelerator.prepare(optimizer)  # so that clipping finds what to unscale; its wrapper's step is slow
+    decay = recipe.train.ema
     return Setup(
         recipe,
         accelerator,
@@ -114,10 +133,12 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         model,
         data,
         adapter,
-        list(adapter.parameters()),
+        parameters,
         optimizer,
         order,
         _controller(adapter, recipe),
+        wide,
+        None if decay is None else Average(dict(adapter.named_parameters()), decay),
     )
 
 
@@ -175,8 +196,12 @@ def _accelerator(recipe: Recipe, logs: Path | None) -> Accelerator:
 
 def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
     section = recipe.adapter
+    if section.full and recipe.train.adapter_precision == "bf16":
+        raise RecipeError(
+            "train.adapter_precision: what adapter.full trains begins as the base has it, in fp32"
+        )
     parts: tuple[str, ...] = tuple(getattr(model, "components", ()))
-    wanted = section.components if section.components is not None else task.default_components
+    wanted = section.components if section.components is not None else task.components(model)
     for name in wanted:
         if name not in parts:
             raise RecipeError(
@@ -193,6 +218,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
         rank_pattern=dict(section.rank_pattern.items()),
         alpha_pattern=dict(section.alpha_pattern.items()),
         full=section.full,
+        dtype=torch.bfloat16 if recipe.train.adapter_precision == "bf16" else None,
     )
 
 
@@ -223,10 +249,26 @@ def _look_at_data(
         raise RecipeError(f"adapter.start: {error}") from error
 
 
+def _groups(adapter: AttachedAdapter, recipe: Recipe, wide: WideWeights | None) -> list[dict[str, Any]]:
+    """The optimiser's groups, over the wide copies of the parameters where there are such."""
+    train, pattern = recipe.train, recipe.adapter.learning_rate_pattern
+    groups = adapter.parameter_groups(train.learning_rate, train.fast_ratio, pattern)
+    if wide is None:
+        return groups
+    copies = {id(narrow): copy for narrow, copy in zip(wide.narrow, wide.wide, strict=True)}
+    return [{**group, "params": [copies[id(each)] for each in group["params"]]} for group in groups]
+
+
 def _controller(adapter: AttachedAdapter, recipe: Recipe) -> Controller | None:
     """What the method does in training beside following the gradient."""
     layers = {path: each for path, each in adapter.layers.items() if not each.method.replaces}
-    return recipe.adapter.method_config().controller(layers, recipe.train.steps)
+    method, train = recipe.adapter.method_config(), recipe.train
+    controller = method.controller(layers, train.steps)
+    if controller is not None and train.adapter_precision == "bf16":
+        raise RecipeError(f"train.adapter_precision: {method.name} measures its tensors in fp32")
+    if controller is not None and KINDS[train.optimizer].averages:
+        raise RecipeError(f"train.optimizer: {train.optimizer} leaves {method.name} no gradient to look at")
+    return controller
 
 
 def _enable_gradient_checkpointing(model: nn.Module) -> None:
