@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel
 
 from lorimer import registry
-from lorimer.train.recipe import AdapterSection, Recipe, TrainSection, recipe_class
+from lorimer.train.recipe import Recipe, recipe_class
+from lorimer.train.sections import AdapterSection, TrainSection
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
 

@@ -53,3 +53,7 @@ NEARLY_BEST = 1e-3
 # One layer in int8 against the exact one, relative to its largest entry: some 128 to 1,152 products, each off
 # by 1/254 of the largest factor at most and by far less on average.
 INT8_LAYER = 0.02
+
+# The mean of 20,000 values rounded at random to bfloat16, relative: neighbours lie 2^-7 apart, so one value
+# scatters by at most half that and the mean by 3e-5; five times as much.
+ROUNDED_MEAN = 1.5e-4

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +11,8 @@ from lorimer.adapters._base import Adapter
 from lorimer.adapters._state import AdapterState, LayerState, ParameterState
 from lorimer.attachment.report import Report, report_on
 from lorimer.attachment.schedule import finite
+from lorimer.attachment.survey import survey
+from lorimer.attachment.targets import by_pattern
 from lorimer.errors import StateError
 from lorimer.layers.host import Host, is_sharded
 from lorimer.layers.sites import Site, sites
@@ -49,19 +52,36 @@ class AttachedAdapter:
             for tensor, parameter in adapter.named_parameters():
                 yield f"{path}.{tensor}", parameter
 
-    def parameter_groups(self, learning_rate: float, fast_ratio: float = 1.0) -> list[dict[str, object]]:
-        """Optimiser groups after LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the tensors that a method
-        calls fast (LoRA's B) learn at `fast_ratio` times the rate. Each parameter is in one group."""
-        slow: list[nn.Parameter] = []
-        fast: list[nn.Parameter] = []
-        for adapter in self.layers.values():
+    def parameter_groups(
+        self,
+        learning_rate: float,
+        fast_ratio: float = 1.0,
+        learning_rate_pattern: Mapping[str, float] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups: `params`, their `lr`, and a `name` for people. Each parameter is in one group.
+
+        Args:
+            learning_rate: the rate of all that nothing else is said of; their group comes first.
+            fast_ratio: the tensors that a method calls fast (LoRA's B) learn at this many times the rate
+                (LoRA+, Hayou et al. 2024, arXiv 2402.12354).
+            learning_rate_pattern: a target as text -> the rate that holds where it matches; the first match
+                counts.
+
+        Raises:
+            TargetError: a pattern names nothing that is adapted.
+        """
+        layers, pattern = self.layers, learning_rate_pattern or {}
+        rates = by_pattern(survey(self.model), layers, {name: (name, rate) for name, rate in pattern.items()})
+        groups: dict[tuple[str, bool], dict[str, Any]] = {}
+        for name, rate in [("", learning_rate), *pattern.items()]:
+            for fast in (False, True):
+                group = {"params": [], "lr": rate * (fast_ratio if fast else 1.0)}
+                groups[name, fast] = group | {"name": f"{name or 'all others'}{', fast' if fast else ''}"}
+        for path, adapter in layers.items():
+            where, _ = rates.get(path, ("", learning_rate))
             for tensor, parameter in adapter.named_parameters():
-                (fast if tensor in adapter.method.fast_tensors else slow).append(parameter)
-        groups: list[dict[str, object]] = [
-            {"params": slow, "lr": learning_rate},
-            {"params": fast, "lr": learning_rate * fast_ratio},
-        ]
-        return [group for group in groups if group["params"]]
+                groups[where, tensor in adapter.method.fast_tensors]["params"].append(parameter)
+        return [group for group in groups.values() if group["params"]]
 
     @property
     def strength(self) -> float:

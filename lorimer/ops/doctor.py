@@ -15,6 +15,7 @@ import lorimer
 # Extras that a user may want, and what for; the others are for work on lorimer itself.
 _EXTRAS = {
     "pictures": "text-to-image models",
+    "optimizers": "optimisers other than AdamW and SGD",
     "peft": "comparing files with the PEFT package",
     "tensorboard": "curves in TensorBoard",
     "wandb": "curves in Weights & Biases",

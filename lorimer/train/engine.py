@@ -19,11 +19,13 @@ from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 
 from lorimer.errors import Interrupted, LorimerError
+from lorimer.train.average import shown
 from lorimer.train.checkpoint import list_checkpoints, prune, write_checkpoint
 from lorimer.train.control import Control
 from lorimer.train.events import Display, Journal
 from lorimer.train.export import export
 from lorimer.train.meter import Clock, Meter, memory
+from lorimer.train.optimizer import learning_rate_now
 from lorimer.train.order import read_batches
 from lorimer.train.preflight import Preflight, inspect, require_moved, snapshot
 from lorimer.train.recipe import Recipe
@@ -180,7 +182,8 @@ class Run:
     def _finish(self) -> None:
         """Check the frozen base, and write the adapter in the formats that other programs read."""
         require_base_unchanged(self.setup)
-        files = export(self.setup, self.folder, self.step) if self.main else []
+        with shown(self.setup):
+            files = export(self.setup, self.folder, self.step) if self.main else []
         self.setup.accelerator.wait_for_everyone()
         names = [str(path.relative_to(self.folder.path)) for path in files]
         self.journal.end("finished", self.step, files=names, base_tensors_unchanged=len(self.setup.base))
@@ -216,7 +219,7 @@ class Run:
         seconds = self.clock.lap(self.step)
         values = {
             "loss": reading.loss,
-            "learning_rate": self.setup.optimizer.param_groups[0]["lr"],
+            "learning_rate": learning_rate_now(self.setup.optimizer),
             "epoch": round(self.step / self.setup.order.steps_per_epoch, 4),
             "steps_per_second": 1 / seconds,
             "seconds_left": self.clock.smooth_seconds * (self.options.steps - self.step),
@@ -263,7 +266,7 @@ class Run:
         """Evaluation mode, no gradients, the same random numbers each time."""
         self.setup.model.eval()
         seed_all(self.options.seed, what)
-        with torch.no_grad(), self.setup.accelerator.autocast():
+        with shown(self.setup), torch.no_grad(), self.setup.accelerator.autocast():
             yield
         self.setup.set_training()
 

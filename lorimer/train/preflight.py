@@ -143,7 +143,7 @@ def _dry_run(setup: Setup) -> tuple[float, float, list[str]]:
             f"train.mixed_precision. {error}"
         ) from error
     finally:
-        setup.optimizer.zero_grad()
+        setup.zero_grad()
     return loss.item(), seconds, without_gradient
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
 from lorimer.adapters._state import AdapterState
 from lorimer.errors import DataError, FileFormatError, RecipeError, UsageError
+from lorimer.train.average import shown
 from lorimer.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
-from lorimer.train.optimizer import flatten_state, unflatten_state
+from lorimer.train.optimizer_state import flatten_state, unflatten_state
 from lorimer.train.recipe import flatten
 from lorimer.train.run_folder import RunFolder
 from lorimer.train.seeding import number_of
@@ -31,13 +34,22 @@ _FREE = (
 
 
 def capture(setup: Setup, step: int, trainer: dict[str, Any]) -> Checkpoint:
-    """The state after `step` steps; `trainer` is what the engine adds of its own."""
+    """The state after `step` steps; `trainer` is what the engine adds of its own. The adapter in it is the
+    one that is shown; where that is not the one that trains, both are in the optimiser's part."""
     scaler = setup.accelerator.scaler
-    controller = {} if setup.controller is None else {"controller": setup.controller.tensors()}
+    more: dict[str, Mapping[str, Tensor]] = {}
+    if setup.controller is not None:
+        more["controller"] = setup.controller.tensors()
+    if setup.average is not None:
+        more["average"] = setup.average.values
+    with shown(setup) as differs:
+        adapter = setup.adapter.state()
+    if differs:
+        more["weights"] = setup.named
     return Checkpoint(
         step,
-        setup.adapter.state(),
-        flatten_state({**setup.optimizer.state_dict(), **controller}),
+        adapter,
+        flatten_state({**setup.optimizer.state_dict(), **more}),
         {
             **trainer,
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -73,13 +85,20 @@ def restore(setup: Setup, folder: RunFolder) -> dict[str, Any] | None:
     for path, tensors in saved.items():
         layers[path].load_state_dict(tensors)
     state = unflatten_state(*checkpoint.optimizer)
-    own = {} if setup.controller is None else setup.controller.tensors()
-    for name, value in state.pop("controller", {}).items():
-        own[name].copy_(value)
+    _copy_into({} if setup.controller is None else setup.controller.tensors(), state, "controller")
+    _copy_into({} if setup.average is None else setup.average.values, state, "average")
+    _copy_into(setup.named, state, "weights")
     setup.optimizer.load_state_dict(state)
     if setup.accelerator.scaler is not None:
         setup.accelerator.scaler.load_state_dict(trainer["scaler"])
     return {"step": checkpoint.step, **trainer}
+
+
+@torch.no_grad()
+def _copy_into(own: Mapping[str, Tensor], state: dict[str, Any], part: str) -> None:
+    """Copy the tensors of a part of the saved state, if it has that part, into those of the same names."""
+    for name, value in state.pop(part, {}).items():
+        own[name].copy_(value)
 
 
 def _tensors_by_path(adapter: AdapterState) -> dict[str, dict[str, Tensor]]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorimer.errors import LorimerError
-from lorimer.train.optimizer import set_learning_rate, skip_unless_finite
+from lorimer.train.optimizer import set_learning_rate, step_if_finite
 from lorimer.train.seeding import seed_all
 from lorimer.train.setup import Setup
 
@@ -32,20 +32,28 @@ def take_step(setup: Setup, step: int, batches: Iterator[Any]) -> tuple[Tensor, 
         loss += share.detach()
     if accelerator.num_processes > 1:
         loss = _sum_over_processes(setup, loss)
-    limit = torch.inf if train.max_grad_norm is None else train.max_grad_norm
-    norm = accelerator.clip_grad_norm_(setup.parameters, limit)
-    finite = torch.isfinite(norm) & torch.isfinite(loss)
     set_learning_rate(setup.optimizer, train, step)
-    skip_unless_finite(setup.optimizer, finite)
-    if accelerator.scaler is None:
-        setup.optimizer.step()
+    if setup.wide is None:
+        finite = _update(setup, setup.parameters, loss)
     else:
-        accelerator.scaler.step(setup.optimizer)
-        accelerator.scaler.update()
+        with setup.wide.open() as parameters:
+            finite = _update(setup, parameters, loss)
+            setup.wide.keep(train.seed, "round", step)
+    if setup.average is not None:
+        setup.average.update(step, finite)
     if setup.controller is not None:
         setup.controller.after_step(step, finite)
-    setup.optimizer.zero_grad()
+    setup.zero_grad()
     return loss, finite
+
+
+def _update(setup: Setup, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
+    """Clip the gradients of `parameters` and let the optimiser take its step; returns whether it did."""
+    limit = setup.recipe.train.max_grad_norm
+    norm = setup.accelerator.clip_grad_norm_(parameters, torch.inf if limit is None else limit)
+    finite = torch.isfinite(norm) & torch.isfinite(loss)
+    step_if_finite(setup.optimizer, finite, setup.accelerator.scaler)
+    return finite
 
 
 def micro_loss(setup: Setup, batch: Any) -> Tensor:

@@ -17,10 +17,11 @@ import lorimer
 from lorimer import LoRA
 from lorimer.errors import FileFormatError
 from lorimer.formats.safe_io import read_json, write_json
-from lorimer.train.optimizer import build_optimizer, flatten_state, set_learning_rate, unflatten_state
+from lorimer.train.optimizer import build_optimizer, set_learning_rate
+from lorimer.train.optimizer_state import flatten_state, unflatten_state
 from lorimer.train.order import Order, SeededExamples
-from lorimer.train.recipe import TrainSection
 from lorimer.train.schedule import factor
+from lorimer.train.sections import TrainSection
 from lorimer.train.seeding import random_state_kept, seed_all
 from tests.unit.train import small
 
@@ -118,6 +119,10 @@ def test_an_example_s_random_draws_depend_on_its_place_alone() -> None:
     assert not torch.equal(SeededExamples(small.restless_points(), seed=1)[0, 3][0], first)
 
 
+def optimizer_of(adapter: lorimer.AttachedAdapter, train: TrainSection) -> torch.optim.Optimizer:
+    return build_optimizer(adapter.parameter_groups(train.learning_rate, train.fast_ratio), train)
+
+
 def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -130,10 +135,10 @@ def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def test_optimiser_state_comes_back_as_it_was(tmp_path, kind: str) -> None:  # type: ignore[no-untyped-def]
     adapter = lorimer.attach(small.net(), LoRA(2))
     train = TrainSection(optimizer=kind, fast_ratio=4, weight_decay=0.1)  # type: ignore[arg-type]
-    optimizer = stepped(build_optimizer(adapter, train))
+    optimizer = stepped(optimizer_of(adapter, train))
     tensors, data = flatten_state(optimizer.state_dict())
     write_json(tmp_path / "state.json", data)
-    again = build_optimizer(adapter, train)
+    again = optimizer_of(adapter, train)
     again.load_state_dict(unflatten_state(tensors, read_json(tmp_path / "state.json")))
     assert str(again.state_dict()["state"]) == str(optimizer.state_dict()["state"])
     assert [group["lr"] for group in again.param_groups] == [1e-3, 4e-3]
@@ -158,7 +163,7 @@ def test_state_that_json_cannot_hold_is_refused() -> None:
 def test_lora_plus_gives_each_parameter_one_group_and_its_rate_through_the_schedule() -> None:
     adapter = lorimer.attach(small.net(), LoRA(2))
     train = TrainSection(fast_ratio=16, learning_rate=0.1, schedule="linear", steps=4)
-    optimizer = build_optimizer(adapter, train)
+    optimizer = optimizer_of(adapter, train)
     grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(grouped) == len({id(each) for each in grouped}) == len(list(adapter.parameters()))
     assert set_learning_rate(optimizer, train, 2) == pytest.approx(0.05)
