@@ -178,11 +178,15 @@ class Family(ABC):
         return {"guidance_scale": guidance, "negative_prompt": negative}
 
     @classmethod
-    def pixel_unit(cls, model: DiffusionModel) -> int:
-        """Sides of pictures are multiples of this many pixels."""
+    def pixels_per_latent(cls, model: DiffusionModel) -> int:
+        """How many pixels along a side become one latent."""
         factor: int = 2 ** (len(model.vae.config.block_out_channels) - 1)
-        patch = getattr(getattr(model, cls.denoiser).config, "patch_size", None) or 1
-        return factor * int(patch)
+        return factor
+
+    @classmethod
+    def pixel_unit(cls, model: DiffusionModel) -> int:
+        """Sides of pictures are multiples of this many pixels, which make one token of the denoiser."""
+        return cls.pixels_per_latent(model) * int(getattr(model.denoiser.config, "patch_size", None) or 1)
 
     @classmethod
     def resolution(cls, model: DiffusionModel) -> int:

@@ -162,7 +162,7 @@ class DiffusionModel(nn.Module):
 
     def default_sizes(self, latents: Tensor) -> Tensor:
         """`sizes` (batch, 6) of pictures that were neither resized nor cropped."""
-        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        scale = self.family.pixels_per_latent(self)
         height, width = latents.shape[-2] * scale, latents.shape[-1] * scale
         sizes = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
         return sizes.expand(len(latents), 6)

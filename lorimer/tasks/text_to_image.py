@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,12 @@ import lorimer
 from lorimer.errors import DataError, RecipeError
 from lorimer.tasks._base import Task
 from lorimer.tasks._diffusion import DiffusionModel, alphas_cumprod, load_diffusion, sample
-from lorimer.tasks._diffusion_loss import add_noise, min_snr_weights, target, weighted_loss
+from lorimer.tasks._diffusion_loss import objective_loss
 from lorimer.tasks._encoding_cache import default_cache_folder
 from lorimer.tasks._grid import labelled_grid
+from lorimer.tasks._noise import NoiseProcess, diffusion_process, flow_process
+from lorimer.tasks._noise_draws import draw_noise, perturbed
+from lorimer.tasks._objective_section import DiffusionObjective
 from lorimer.tasks._picture_data import Picture, left_out, of_other_kinds, read_pictures, with_trigger
 from lorimer.tasks._picture_encoding import (
     CaptionEncoder,
@@ -34,14 +37,15 @@ from lorimer.tasks._picture_encoding import (
     cut_captions,
     with_empty,
 )
-from lorimer.tasks._picture_sections import DiffusionObjective, PictureData, PicturePreview
+from lorimer.tasks._picture_sections import PictureData, PicturePreview
+from lorimer.tasks._timesteps import automatic_shift
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lorimer.train.recipe import Recipe
 
-_VALIDATION_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)  # as fractions of the schedule
+_VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # fractions of the way to pure noise
 _DEFAULT_PROMPTS = 4  # how many captions stand in for preview prompts that were not given
 
 
@@ -66,8 +70,8 @@ class TextToImage(Task):
         adapted = self.recipe.adapter.components or self.components(model)
         self._adapts_text = any(name in adapted for name in model.text_encoders)
         self._family = model.family
-        self._alphas_cumprod = alphas_cumprod(model.scheduler)
-        self._prediction_type = model.prediction_type
+        self._prediction = model.prediction_type
+        self._process = noise_process(model, self.recipe.objective)
         self._resolution = model.checked_resolution(self.recipe.data.resolution)
         return model
 
@@ -107,22 +111,14 @@ class TextToImage(Task):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         objective = self.recipe.objective
         mean, std = batch["mean"].float(), batch["std"].float()
-        count = len(mean)
         latents = mean + std * torch.randn(mean.shape).to(mean)
-        noise = torch.randn(latents.shape)
-        if objective.noise_offset:
-            # "Diffusion with Offset Noise", N. Guttenberg 2023, crosslabs.org
-            noise = noise + objective.noise_offset * torch.randn(*latents.shape[:2], 1, 1)
-        # One draw spread evenly over the batch: uniform for each example, less variance for their mean
-        # (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
-        timesteps = ((torch.rand(()) + torch.arange(count) / count) % 1 * len(self._alphas_cumprod)).long()
-        dropped = torch.rand(count) < objective.caption_dropout
-        if self._adapts_text:
-            kept = zip(batch["caption"], dropped.tolist(), strict=True)
-            text: dict[str, Any] = {"captions": ["" if gone else caption for caption, gone in kept]}
-        else:
-            text = {"conditioning": with_empty(batch["text"], self._empty, dropped)}
-        return self._loss(model, latents, noise, timesteps, batch["sizes"], text, objective.min_snr_gamma)
+        noise = draw_noise(latents.shape, objective.noise_offset, objective.pyramid_noise)
+        times = self._process.sample_times(len(latents), latents.shape[-2:])
+        dropped = torch.rand(len(latents)) < objective.caption_dropout
+        shown = perturbed(noise, objective.input_perturbation)
+        text = self._text(batch, dropped)
+        prediction = self._predict(model, latents, shown, times, batch["sizes"], text)
+        return self._loss(prediction, latents, noise, times, objective, batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -132,15 +128,15 @@ class TextToImage(Task):
         was_training = model.training
         model.eval()
         generator = torch.Generator().manual_seed(0)
+        times = self._process.at(torch.tensor(_VALIDATION_TIMES))
         total = torch.zeros(())
         for example in self._validation:
-            count = len(_VALIDATION_TIMESTEPS)
-            batch = collate([example] * count)
+            batch = collate([example] * len(times))
             latents = batch["mean"].float()
-            timesteps = torch.tensor(_VALIDATION_TIMESTEPS).mul(len(self._alphas_cumprod)).long()
             noise = torch.randn(latents.shape, generator=generator)
-            text = {"captions": batch["caption"]} if self._adapts_text else {"conditioning": batch["text"]}
-            total += self._loss(model, latents, noise, timesteps, batch["sizes"], text, None).cpu()
+            text = self._text(batch, torch.zeros(len(times), dtype=torch.bool))
+            prediction = self._predict(model, latents, noise, times, batch["sizes"], text)
+            total += self._loss(prediction, latents, noise, times, DiffusionObjective()).cpu()
         model.train(was_training)
         return {"validation_loss": total.item() / len(self._validation)}
 
@@ -175,7 +171,7 @@ class TextToImage(Task):
             "family": self._family.name,
             **({"trigger": trigger} if trigger else {}),
             "resolution": str(self._resolution),
-            "prediction_type": self._prediction_type,
+            "prediction_type": self._prediction,
             "pictures": str(len(self._captions)),
             "tag_frequency": json.dumps(frequency, ensure_ascii=False),
         }
@@ -217,26 +213,46 @@ class TextToImage(Task):
             self._notes.append(f"left out, save as PNG or JPEG to use: {', '.join(others[:3])}{more}")
         return pictures
 
-    def _loss(
+    def _text(self, batch: dict[str, Any], dropped: Tensor) -> dict[str, Any]:
+        """What the model is told of the captions, but for those that are dropped (batch,): conditioning from
+        the cache, or the texts where a text encoder learns."""
+        if self._adapts_text:
+            kept = zip(batch["caption"], dropped.tolist(), strict=True)
+            return {"captions": ["" if gone else caption for caption, gone in kept]}
+        return {"conditioning": with_empty(batch["text"], self._empty, dropped)}
+
+    def _predict(
         self,
         model: nn.Module,
         latents: Tensor,
         noise: Tensor,
-        timesteps: Tensor,
+        times: Tensor,
         sizes: Tensor,
         text: dict[str, Any],
-        gamma: float | None,
     ) -> Tensor:
+        """What the model says of the latents with noise in them."""
         device = next(model.parameters()).device
-        latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
-        schedule = self._alphas_cumprod.to(device)
+        noisy = self._process.add_noise(latents.to(device), noise.to(device), times.to(device))
         conditioning = {"sizes": sizes, **text.get("conditioning", {})}
         conditioning = {name: value.to(device) for name, value in conditioning.items()}
-        noisy = add_noise(latents, noise, schedule, timesteps)
-        prediction = model(noisy, timesteps, conditioning, text.get("captions"))
-        wanted = target(latents, noise, schedule, timesteps, self._prediction_type)
-        weights = min_snr_weights(schedule, timesteps, gamma, self._prediction_type) if gamma else None
-        return weighted_loss(prediction, wanted, weights)
+        return model(noisy, times.to(device), conditioning, text.get("captions"))
+
+    def _loss(
+        self,
+        prediction: Tensor,
+        latents: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        objective: DiffusionObjective,
+        batch: Mapping[str, Any] = {},
+    ) -> Tensor:
+        device = prediction.device
+        mask, weights = batch.get("mask"), batch.get("weight")
+        return objective_loss(
+            prediction, latents.to(device), noise.to(device), times.to(device), self._process, objective,
+            mask=None if mask is None else mask.to(device),
+            example_weights=None if weights is None else weights.to(device),
+        )  # fmt: skip
 
     def _drawn(self, model: DiffusionModel, rows: list[tuple[str, int]], strength: float) -> list[Image]:
         """One column of the preview. The base model's pictures never change, so they are drawn once."""
@@ -256,3 +272,12 @@ class TextToImage(Task):
         if strength == 0.0:
             self._base_pictures = pictures
         return pictures
+
+
+def noise_process(model: DiffusionModel, objective: DiffusionObjective) -> NoiseProcess:
+    """How noise is mixed into this model's latents, as the recipe's objective has it."""
+    if model.family.process == "diffusion":
+        return diffusion_process(alphas_cumprod(model.scheduler), model.prediction_type, objective)
+    sampler = dict(model.scheduler.config)
+    patch = max(1, model.pixel_unit // model.family.pixels_per_latent(model))
+    return flow_process(model.family.times, objective, lambda tokens: automatic_shift(sampler, tokens), patch)

@@ -16,7 +16,7 @@ import lorimer
 from lorimer import LoRA
 from lorimer.errors import FileFormatError, LorimerError, MissingDependencyError, UsageError
 from lorimer.tasks import _diffusers_folder, _diffusion
-from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample, save_diffusion
+from lorimer.tasks._diffusion import DiffusionModel, alphas_cumprod, load_diffusion, sample, save_diffusion
 from tests.tiny_models import tiny_pipeline
 from tests.tolerances import SAME_OUTPUT, relative_difference
 
@@ -54,31 +54,33 @@ def test_a_folder_gives_the_weights_in_it_frozen_and_in_evaluation_mode(noise_mo
         assert all(torch.equal(own[key], stored[key]) for key in stored)
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
-    assert (model.prediction_type, model.resolution, model.pixels_per_latent) == ("epsilon", 32, 4)
+    assert (model.prediction_type, model.resolution, model.pixel_unit) == ("epsilon", 32, 4)
 
 
 def test_weights_are_held_in_the_precision_asked_for_but_the_schedule_in_float32(noise_model: Path) -> None:
     model = load_diffusion(str(noise_model), torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.to(torch.float16).alphas_cumprod.dtype == torch.float32
+    assert alphas_cumprod(model.to(torch.float16).scheduler).dtype == torch.float32
 
 
 def test_the_schedule_is_that_of_the_model_zero_terminal_snr_included(
     noise_model: Path, velocity_model: Path
 ) -> None:
     pipeline = tiny_pipeline()
-    assert torch.equal(load_diffusion(str(noise_model)).alphas_cumprod, pipeline.scheduler.alphas_cumprod)
+    assert torch.equal(
+        alphas_cumprod(load_diffusion(str(noise_model)).scheduler), pipeline.scheduler.alphas_cumprod
+    )
     velocity = load_diffusion(str(velocity_model))
     assert velocity.prediction_type == "v_prediction"
-    assert velocity.alphas_cumprod[-1] == 0.0
+    assert alphas_cumprod(velocity.scheduler)[-1] == 0.0
 
 
 def test_the_schedule_does_not_depend_on_the_sampler(copy: Path) -> None:
-    expected = load_diffusion(str(copy)).alphas_cumprod
+    expected = alphas_cumprod(load_diffusion(str(copy)).scheduler)
     config = copy / "scheduler" / "scheduler_config.json"
     for sampler in ("PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": sampler}))
-        assert torch.equal(load_diffusion(str(copy)).alphas_cumprod, expected)
+        assert torch.equal(alphas_cumprod(load_diffusion(str(copy)).scheduler), expected)
 
 
 def test_every_missing_part_is_named_at_once(copy: Path) -> None:
@@ -297,7 +299,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(noise_model: Path, comp
         if checkpointing:
             model.enable_gradient_checkpointing()
         model.train()
-        ids = model.tokenize(["a cat", "a dog"])
         kept: list[int] = []
 
         def keep(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
@@ -305,7 +306,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(noise_model: Path, comp
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            prediction = model(torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), input_ids=ids)
+            prediction = model(torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), captions=["a cat", "a dog"])
         prediction.square().mean().backward()
         gradients.append(([parameter.grad for parameter in adapter.parameters()], sum(kept)))
     (plain, plain_kept), (recomputed, recomputed_kept) = gradients
@@ -352,7 +353,7 @@ def test_a_model_laid_out_as_stable_diffusion_1_is_loaded_and_draws_512_pixels(t
     )
     stock.save_pretrained(tmp_path)
     model = load_diffusion(str(tmp_path))
-    assert (model.prediction_type, model.resolution, model.pixels_per_latent) == ("epsilon", 512, 8)
+    assert (model.prediction_type, model.resolution, model.pixel_unit) == ("epsilon", 512, 8)
     assert model.encode_pictures(torch.zeros(1, 3, 512, 512))[0].shape == (1, 4, 64, 64)
     stock = type(stock).from_pretrained(tmp_path, safety_checker=None)
     stock.set_progress_bar_config(disable=True)

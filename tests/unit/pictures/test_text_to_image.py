@@ -16,7 +16,8 @@ from PIL import Image
 import lorimer
 from lorimer import LoRA
 from lorimer.errors import DataError, RecipeError, UsageError
-from lorimer.tasks._diffusion import DiffusionModel
+from lorimer.tasks._diffusion import DiffusionModel, alphas_cumprod
+from lorimer.tasks._noise import diffusion_process
 from lorimer.tasks._picture_data import read_pictures
 from lorimer.tasks.text_to_image import TextToImage
 from lorimer.train.recipe import load_recipe
@@ -36,9 +37,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         counts["pictures"] += len(pixels)
         return pictures(self, pixels)
 
-    def count_texts(self: DiffusionModel, input_ids: torch.Tensor) -> Any:
-        counts["texts"] += len(input_ids)
-        return texts(self, input_ids)
+    def count_texts(self: DiffusionModel, captions: list[str], clip_skip: int | None = None) -> Any:
+        counts["texts"] += len(captions)
+        return texts(self, captions, clip_skip)
 
     monkeypatch.setattr(DiffusionModel, "encode_pictures", count_pictures)
     monkeypatch.setattr(DiffusionModel, "encode_texts", count_texts)
@@ -63,8 +64,8 @@ def test_examples_are_what_the_encoders_give(make_task: MakeTask, balls: Path) -
     mean, std = model.encode_pictures(pixels[None].float() / 127.5 - 1)
     assert relative_difference(first["mean"], mean[0]) < SAME_OUTPUT[torch.float32]
     assert relative_difference(first["std"], std[0]) < SAME_OUTPUT[torch.float32]
-    embedding = model.encode_texts(model.tokenize(["a black ball"]))[0]
-    assert relative_difference(first["embedding"], embedding) < SAME_OUTPUT[torch.float32]
+    hidden = model.encode_texts(["a black ball"])["hidden"][0]
+    assert relative_difference(first["text"]["hidden"], hidden) < SAME_OUTPUT[torch.float32]
 
 
 def test_a_second_run_encodes_nothing(make_task: MakeTask, counted: dict[str, int]) -> None:
@@ -73,7 +74,8 @@ def test_a_second_run_encodes_nothing(make_task: MakeTask, counted: dict[str, in
     task = make_task()
     _, after = _ready(task)
     assert counted == {"pictures": 6, "texts": 7}
-    assert all(torch.equal(before[i][key], after[i][key]) for i in range(6) for key in before[i])
+    assert all(torch.equal(before[i]["mean"], after[i]["mean"]) for i in range(6))
+    assert all(torch.equal(before[i]["text"]["hidden"], after[i]["text"]["hidden"]) for i in range(6))
     assert any("found 6 and 7 in the cache" in line for line in task.describe(torch.nn.Identity(), after))
 
 
@@ -108,7 +110,7 @@ def test_mirrored_pictures_are_further_examples(make_task: MakeTask) -> None:
     _, dataset = _ready(make_task("data.flip=true"))
     assert len(dataset) == 12
     assert not torch.equal(dataset[0]["mean"], dataset[6]["mean"])
-    assert torch.equal(dataset[0]["embedding"], dataset[6]["embedding"])
+    assert torch.equal(dataset[0]["text"]["hidden"], dataset[6]["text"]["hidden"])
 
 
 @pytest.mark.parametrize("kind", ["noise", "velocity"])
@@ -126,7 +128,7 @@ def test_the_loss_is_that_of_a_slow_reference(
     )
     model, dataset = _ready(task)
     batch = _batch(task, dataset)
-    empty = model.encode_texts(model.tokenize([""]))[0]
+    empty = model.encode_texts([""])["hidden"][0]
 
     torch.manual_seed(3)
     loss = task.loss(model, batch)
@@ -138,13 +140,14 @@ def test_the_loss_is_that_of_a_slow_reference(
     start = torch.rand(()).item()
     dropped = torch.rand(6) < 0.4
     assert 0 < dropped.sum() < 6
+    schedule = alphas_cumprod(model.scheduler)
     total = 0.0
     for row in range(6):
         timestep = int((start + row / 6) % 1 * 1000)
-        alpha = model.alphas_cumprod[timestep].item()
+        alpha = schedule[timestep].item()
         clean = batch["mean"][row] + batch["std"][row] * jitter[row]
         noisy = math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * noise[row]
-        text = empty if dropped[row] else batch["embedding"][row]
+        text = empty if dropped[row] else batch["text"]["hidden"][row]
         prediction = model.unet(
             noisy[None], torch.tensor([timestep]), encoder_hidden_states=text[None]
         ).sample[0]
@@ -165,7 +168,8 @@ def test_zero_terminal_snr_gives_finite_losses_and_gradients(
         model, dataset = _ready(task)
         adapter = lorimer.attach(model, LoRA(rank=2), targets="re:unet.*to_q")
         batch = _batch(task, dataset)
-        task._alphas_cumprod = task._alphas_cumprod[-1:]  # the last timestep alone
+        last = alphas_cumprod(model.scheduler)[-1:]  # the last timestep alone
+        task._process = diffusion_process(last, "v_prediction", task.recipe.objective)
         loss = task.loss(model, batch)
         loss.backward()
         assert torch.isfinite(loss)
@@ -179,7 +183,7 @@ def test_timesteps_are_uniform_and_spread_over_each_batch(
     model, dataset = _ready(task)
     batch, seen = _batch(task, dataset), []
 
-    def forward(latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    def forward(latents: torch.Tensor, timesteps: torch.Tensor, *conditioning: Any) -> torch.Tensor:
         seen.append(timesteps)
         return latents
 
@@ -203,10 +207,10 @@ def test_captions_are_dropped_at_the_rate_asked_for(
     task = make_task(f"objective.caption_dropout={rate}")
     model, dataset = _ready(task)
     batch, dropped = _batch(task, dataset), []
-    empty = task._empty["embedding"]
+    empty = task._empty["hidden"]
 
-    def forward(latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        dropped.extend(torch.equal(each, empty) for each in embeddings)
+    def forward(latents: torch.Tensor, timesteps: torch.Tensor, text: Any, captions: None) -> torch.Tensor:
+        dropped.extend(torch.equal(each, empty) for each in text["hidden"])
         return latents
 
     monkeypatch.setattr(model, "forward", forward)
@@ -222,7 +226,7 @@ def test_an_adapted_text_encoder_is_run_in_every_step_and_learns(
     task = make_task("adapter.components=[unet, text_encoder]", "objective.caption_dropout=0.5")
     model, dataset = _ready(task)
     assert counted["texts"] == 0
-    assert set(dataset[0]) == {"mean", "std", "input_ids"}
+    assert set(dataset[0]) == {"mean", "std", "sizes", "caption"}
     adapter = lorimer.attach(model, LoRA(rank=2), targets=["re:unet.*to_q", "re:text_encoder.*q_proj"])
     task.loss(model, _batch(task, dataset)).backward()
     learning = {
