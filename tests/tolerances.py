@@ -57,3 +57,7 @@ INT8_LAYER = 0.02
 # The mean of 20,000 values rounded at random to bfloat16, relative: neighbours lie 2^-7 apart, so one value
 # scatters by at most half that and the mean by 3e-5; five times as much.
 ROUNDED_MEAN = 1.5e-4
+
+# The share of 10,000 random draws below a quantile against the quantile's place: Kolmogorov's bound at which
+# one set of draws in 10,000 fails; the seed is fixed.
+SAMPLED_DENSITY = 0.0223

@@ -91,7 +91,9 @@ def describe_errors(error: ValidationError, schema: type[BaseModel]) -> list[str
         else:
             wanted = item["msg"].replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
             message = wanted.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-            lines.append(f"{place}: {message[:1].lower()}{message[1:]}, not {_shown(item['input'])}")
+            whole = isinstance(item["input"], Mapping)  # a section whose fields do not fit together
+            found = "" if whole and item["type"] == "value_error" else f", not {_shown(item['input'])}"
+            lines.append(f"{place}: {message[:1].lower()}{message[1:]}{found}")
     return lines
 
 
