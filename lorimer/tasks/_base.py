@@ -65,6 +65,15 @@ class Task(ABC):
             DataError: names every missing, broken or unusable file at once.
         """
 
+    def idle_parts(self, model: nn.Module) -> Sequence[str]:
+        """The children of `model` that steps and evaluations do without, once `data` has been called. They
+        leave the device until a preview."""
+        return ()
+
+    def reload_part(self, name: str) -> nn.Module:
+        """An idle part as `model` loaded it, on the CPU."""
+        raise NotImplementedError
+
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Any:
         """A batch of tensors (a dict, tuple or tensor) from examples of `data`."""

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from lorimer.errors import Interrupted, LorimerError
 from lorimer.train.average import shown
+from lorimer.train.base import fingerprint, require_base_unchanged
 from lorimer.train.checkpoint import list_checkpoints, prune, write_checkpoint
 from lorimer.train.control import Control
 from lorimer.train.events import Display, Journal
@@ -32,7 +33,7 @@ from lorimer.train.recipe import Recipe
 from lorimer.train.resume import capture, restore
 from lorimer.train.run_folder import RunFolder
 from lorimer.train.seeding import random_state_kept, seed_all
-from lorimer.train.setup import Setup, build, fingerprint, require_base_unchanged
+from lorimer.train.setup import Setup, build
 from lorimer.train.step import take_step
 
 STEPS_TO_MOVE = 3  # LoRA's A gets its first gradient in the second step, since B starts at zero
@@ -68,7 +69,9 @@ def check(recipe: Recipe) -> Preflight:
     """
     RunFolder(recipe.output).require_new()
     with random_state_kept():
-        return inspect(build(recipe))
+        setup = build(recipe)
+        setup.park()
+        return inspect(setup)
 
 
 def train(recipe: Recipe, *, resume: Path | None = None, console: Console | None = None) -> TrainResult:
@@ -95,6 +98,7 @@ def train(recipe: Recipe, *, resume: Path | None = None, console: Console | None
     with random_state_kept(), owned:
         setup = build(recipe, logs=folder.path)
         setup.base = fingerprint(setup.model)
+        setup.park()
         preflight = inspect(setup)
         if not setup.accelerator.is_main_process:
             console = Console(quiet=True)
@@ -181,7 +185,7 @@ class Run:
 
     def _finish(self) -> None:
         """Check the frozen base, and write the adapter in the formats that other programs read."""
-        require_base_unchanged(self.setup)
+        require_base_unchanged(self.setup.model, self.setup.base, self.setup.parked)
         with shown(self.setup):
             files = export(self.setup, self.folder, self.step) if self.main else []
         self.setup.accelerator.wait_for_everyone()
@@ -240,7 +244,7 @@ class Run:
                 metrics = self.setup.task.evaluate(self.setup.model)
             better = self._note_metrics(metrics)
         if preview and self.main:
-            with self._observing("preview"):
+            with self._observing("preview"), self.setup.all_parts():
                 files = self.setup.task.preview(self.setup.model, self.folder.samples, self.step)
             names = [str(path.relative_to(self.folder.path)) for path in files]
             self.journal.write("preview", self.step, files=names)

@@ -12,8 +12,10 @@ from accelerate.utils import send_to_device
 
 from lorimer.attachment.report import Report
 from lorimer.errors import LorimerError
+from lorimer.layers.quantise import weight_bytes
 from lorimer.train.events import describe_bytes, describe_seconds
-from lorimer.train.meter import memory
+from lorimer.train.measure import Memory, Peak, limit, peak
+from lorimer.train.optimizer import KINDS, state_bytes
 from lorimer.train.order import MicroBatch, SeededExamples
 from lorimer.train.seeding import seed_all
 from lorimer.train.setup import Setup
@@ -30,7 +32,8 @@ class Preflight:
         device, precision: where and how it runs.
         examples, steps, epochs: how much there is to learn from, and how often.
         loss: of the first batch, before training.
-        memory_bytes, memory_kind: in use after a dry forward and backward pass.
+        memory: what a step takes, by what takes it.
+        notes: how the base is kept; and the learning rates, where there are several.
         seconds: estimated for all steps, from a dry pass; evaluations and previews come on top.
         warnings: facts that a person may want to act upon.
     """
@@ -43,8 +46,8 @@ class Preflight:
     steps: int
     epochs: float
     loss: float
-    memory_bytes: int
-    memory_kind: str
+    memory: Memory
+    notes: tuple[str, ...]
     seconds: float
     warnings: tuple[str, ...]
 
@@ -54,14 +57,16 @@ class Preflight:
             *str(self.adapter).splitlines(),
             *self.task,
             f"{self.examples:,} examples, {self.steps:,} steps, {self.epochs:.3g} epochs",
-            f"{self.device}, {self.precision}; {describe_bytes(self.memory_bytes)} {self.memory_kind}; "
-            f"about {describe_seconds(self.seconds)}; loss before training {self.loss:.4f}",
+            *self.notes,
+            f"{self.device}, {self.precision}; about {describe_seconds(self.seconds)}; "
+            f"loss before training {self.loss:.4f}",
+            self.memory.line(),
             *(f"warning: {text}" for text in self.warnings),
         ]
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        return asdict(self)
+        return {**asdict(self), "memory_bytes": self.memory.total}
 
 
 def inspect(setup: Setup) -> Preflight:
@@ -71,7 +76,10 @@ def inspect(setup: Setup) -> Preflight:
         LorimerError: there is not enough memory.
     """
     train, order = setup.recipe.train, setup.order
-    loss, seconds, without_gradient = _dry_run(setup)
+    device = setup.accelerator.device
+    with peak(device) as used:
+        loss, seconds, without_gradient = _dry_run(setup)
+    memory = _memory(setup, used)
     passes = -(-order.examples_per_step // (order.batch_size * order.ranks))
     epochs = train.steps / order.steps_per_epoch
     warnings = []
@@ -84,20 +92,25 @@ def inspect(setup: Setup) -> Preflight:
         warnings.append("the whole run is warm-up: train.warmup_steps is not below train.steps")
     if without_gradient:
         warnings.append(f"no gradient reaches {_some(without_gradient)}")
+    if memory.nearly_full:
+        warnings.append(_advice(setup, memory))
+    if KINDS[train.optimizer].one_rate and train.learning_rate < 0.1:
+        warnings.append(f"{train.optimizer} finds the rate by itself; train.learning_rate=1 is usual")
     if not math.isfinite(loss):
         warnings.append(f"the loss of the first batch is {loss}")
     return Preflight(
         adapter=setup.adapter.report(),
         task=tuple(setup.task.describe(setup.model, setup.data)),
-        device=_device_name(setup.accelerator.device),
+        device=_device_name(device),
         precision={"no": "float32", "fp16": "float16 mixed", "bf16": "bfloat16 mixed"}[train.mixed_precision],
         examples=order.examples,
         steps=train.steps,
         epochs=epochs,
         loss=loss,
         seconds=seconds * passes * train.steps,
+        memory=memory,
+        notes=(*setup.notes, *_rates(setup)),
         warnings=tuple(warnings),
-        **memory(setup.accelerator.device),
     )
 
 
@@ -145,6 +158,55 @@ def _dry_run(setup: Setup) -> tuple[float, float, list[str]]:
     finally:
         setup.zero_grad()
     return loss.item(), seconds, without_gradient
+
+
+def _memory(setup: Setup, used: Peak) -> Memory:
+    """What a step takes, from what the dry pass used."""
+    device, train = setup.accelerator.device, setup.recipe.train
+    adapter = sum(each.numel() * each.element_size() for each in setup.parameters)
+    gradients = sum(each.numel() * 4 for each in setup.parameters)
+    averages = gradients if setup.average is not None else 0
+    own = {id(each) for each in setup.parameters}
+    frozen = weight_bytes(setup.model, without=own)
+    if setup.offload is not None and device.type == "cuda":
+        frozen -= setup.offload.bytes_at_home
+    activations = used.at_most - used.before - gradients
+    return Memory(
+        weights=frozen,
+        adapter=adapter + gradients,
+        optimizer=state_bytes(setup.parameters, train) + averages,
+        activations=max(activations, 0),
+        other=max(used.before - frozen - adapter - averages, 0) if device.type == "cpu" else 0,
+        limit=limit(device),
+        kind="GPU memory" if device.type == "cuda" else "main memory",
+    )
+
+
+def _advice(setup: Setup, memory: Memory) -> str:
+    """What would take less, with estimates that are marked as such."""
+    train, has = setup.recipe.train, describe_bytes
+    ways = []
+    if not train.gradient_checkpointing:
+        ways.append(f"gradient_checkpointing=true (a good part of {has(memory.activations)}, estimated)")
+    if train.batch_size > 1:
+        each = has(memory.activations // train.batch_size)
+        ways.append(f"batch_size={train.batch_size - 1} (about {each}, estimated)")
+    if train.base_dtype == "auto" and train.mixed_precision == "no":
+        ways.append(f"mixed_precision=bf16 (about {has(memory.weights // 2)} of weights, estimated)")
+    if train.base_precision == "exact" and train.offload == "none":
+        ways.append("base_precision=nf4, or offload=blocks on a GPU (a good part of the weights)")
+    if train.optimizer == "adamw":
+        ways.append(f"optimizer=adamw-8bit (at most {has(memory.optimizer * 3 // 4)}, estimated)")
+    return f"memory is nearly full or too small. What would save some: {'; '.join(ways) or 'a smaller model'}"
+
+
+def _rates(setup: Setup) -> list[str]:
+    """The learning rates, where there are several."""
+    groups = setup.optimizer.param_groups
+    shown = (
+        f"{group['full_rate']:g} for {group['name']} ({len(group['params'])} tensors)" for group in groups
+    )
+    return [f"learning rates: {', '.join(shown)}"] if setup.recipe.adapter.learning_rate_pattern else []
 
 
 def _wait(device: torch.device) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -23,12 +23,14 @@ from lorimer import registry
 from lorimer.adapters._controller import Controller
 from lorimer.attachment.attach import attach
 from lorimer.attachment.attached import AttachedAdapter
-from lorimer.errors import DataError, LorimerError, MissingDependencyError, RecipeError, UsageError, suggest
+from lorimer.errors import DataError, MissingDependencyError, RecipeError, UsageError, suggest
 from lorimer.layers.int8_base import set_base_precision
-from lorimer.layers.slots import LayerSlots
+from lorimer.layers.offload import Offload
 from lorimer.ops.initialise import initialise
 from lorimer.tasks._base import Task
+from lorimer.tasks._parking import Parking
 from lorimer.train.average import Average
+from lorimer.train.base import enable_gradient_checkpointing, load
 from lorimer.train.optimizer import KINDS, build_optimizer, require_optimizer
 from lorimer.train.order import Order, SeededExamples
 from lorimer.train.recipe import Recipe
@@ -36,14 +38,6 @@ from lorimer.train.rounding import WideWeights
 from lorimer.train.seeding import seed_all
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-
-_NOT_REENTRANT = {"use_reentrant": False}
-# How libraries call it -> with what options.
-_CHECKPOINTING: dict[str, dict[str, Any]] = {
-    "enable_gradient_checkpointing": {},  # diffusers, never reentrant
-    "activation_checkpointing_enable": {"activation_checkpointing_kwargs": _NOT_REENTRANT},  # transformers
-    "gradient_checkpointing_enable": {"gradient_checkpointing_kwargs": _NOT_REENTRANT},  # and its older name
-}
 
 
 @dataclass
@@ -62,6 +56,9 @@ class Setup:
     controller: Controller | None = None  # the method's own part in training
     wide: WideWeights | None = None  # where the adapter is kept in fewer bits than the optimiser sees
     average: Average | None = None  # the adapter that is shown, where it is not the one that trains
+    offload: Offload | None = None  # the frozen blocks that only visit the device
+    parking: Parking | None = None  # the parts that steps do without
+    notes: tuple[str, ...] = ()  # what loading did, for the preflight
     base: dict[str, int] = field(default_factory=dict)  # fingerprint of the base before training
 
     @cached_property
@@ -75,6 +72,20 @@ class Setup:
         for module in self.model.modules():
             if isinstance(module, _NormBase) and module.track_running_stats:
                 module.eval()
+
+    def park(self) -> None:
+        """Take the parts that steps do without from the device."""
+        if self.parking is not None:
+            self.parking.park()
+
+    @property
+    def parked(self) -> tuple[str, ...]:
+        """The parts that are away just now."""
+        return () if self.parking is None else self.parking.parked
+
+    def all_parts(self) -> AbstractContextManager[None]:
+        """Within this context no part is away."""
+        return nullcontext() if self.parking is None else self.parking.all_there()
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -102,7 +113,7 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
     seed = recipe.train.seed
     task: Task = registry.get("task", recipe.task)(recipe)
     seed_all(seed, "model")
-    model = task.model().to(accelerator.device)
+    model, offload, notes = load(recipe, task, accelerator.device)
     seed_all(seed, "data")
     data = task.data(model)
     if not len(data):  # type: ignore[arg-type]
@@ -110,9 +121,13 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
     seed_all(seed, "adapter")
     adapter = _attach(recipe, task, model)
     _look_at_data(recipe, task, data, adapter, accelerator)
-    set_base_precision(model, recipe.train.base_precision)
+    if offload is not None:
+        for layer in adapter.layers.values():  # those beside weights in main memory
+            layer.to(accelerator.device)
+    if recipe.train.base_precision == "int8":
+        set_base_precision(model, "int8")
     if recipe.train.gradient_checkpointing:
-        _enable_gradient_checkpointing(model)
+        enable_gradient_checkpointing(model)
     order = Order(
         len(data),  # type: ignore[arg-type]
         recipe.train.batch_size,
@@ -120,6 +135,7 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         seed,
         accelerator.process_index,
         accelerator.num_processes,
+        _groups_of(data),
     )
     parameters = list(adapter.parameters())
     wide = WideWeights(parameters) if recipe.train.adapter_precision == "bf16" else None
@@ -139,34 +155,10 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         _controller(adapter, recipe),
         wide,
         None if decay is None else Average(dict(adapter.named_parameters()), decay),
+        offload,
+        Parking(model, task.idle_parts(model), accelerator.device, task.reload_part),
+        notes,
     )
-
-
-def fingerprint(model: nn.Module) -> dict[str, int]:
-    """Name -> checksum of the bytes of every tensor that the base model would save."""
-    slots = tuple(path + "." for path, module in model.named_modules() if isinstance(module, LayerSlots))
-    return {
-        name: zlib.crc32(_bytes(tensor))
-        for name, tensor in model.state_dict().items()
-        if isinstance(tensor, Tensor) and not name.startswith(slots)
-    }
-
-
-def require_base_unchanged(setup: Setup) -> None:
-    """Raise `LorimerError` where training changed a tensor of the frozen base."""
-    now = fingerprint(setup.model)
-    changed = [name for name in now.keys() | setup.base.keys() if now.get(name) != setup.base.get(name)]
-    if changed:
-        raise LorimerError(
-            f"training changed the frozen base model: {', '.join(sorted(changed)[:5])} ({len(changed)} of "
-            f"{len(setup.base)} tensors). The adapter would not fit the base as it was, so it is not "
-            "exported; the model's forward or the task's loss must not write to them"
-        )
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())  # type: ignore[arg-type]
 
 
 def _accelerator(recipe: Recipe, logs: Path | None) -> Accelerator:
@@ -230,7 +222,8 @@ def _look_at_data(
     start, train = recipe.adapter.data_start, recipe.train
     if start is None:
         return
-    order = Order(len(data), train.batch_size, 1, train.seed)  # type: ignore[arg-type]
+    count = len(data)  # type: ignore[arg-type]
+    order = Order(count, train.batch_size, 1, train.seed, groups=_groups_of(data))
     examples = SeededExamples(data, train.seed)
 
     def batches() -> Iterator[Any]:
@@ -247,6 +240,12 @@ def _look_at_data(
         initialise(adapter, start, batches(), forward=loss)
     except UsageError as error:
         raise RecipeError(f"adapter.start: {error}") from error
+
+
+def _groups_of(data: Dataset[Any]) -> tuple[int, ...]:
+    """Which examples can be one batch, where not all can."""
+    groups: tuple[int, ...] = getattr(data, "groups", ())
+    return groups
 
 
 def _groups(adapter: AttachedAdapter, recipe: Recipe, wide: WideWeights | None) -> list[dict[str, Any]]:
@@ -269,29 +268,3 @@ def _controller(adapter: AttachedAdapter, recipe: Recipe) -> Controller | None:
     if controller is not None and KINDS[train.optimizer].averages:
         raise RecipeError(f"train.optimizer: {train.optimizer} leaves {method.name} no gradient to look at")
     return controller
-
-
-def _enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Turn it on in every part that can.
-
-    Never the reentrant kind: where the inputs of a block need no gradient, as before frozen layers, that
-    gives its adapters none either, silently.
-    """
-    parts: list[Any] = [model.get_submodule(name) for name in getattr(model, "components", ())] or [model]
-    able = [_enable_checkpointing_in(part) for part in parts]
-    if not any(able):
-        raise RecipeError(
-            f"train.gradient_checkpointing: {type(model).__name__} has no such thing: none of "
-            f"{', '.join(_CHECKPOINTING)} works on it; set it to false"
-        )
-
-
-def _enable_checkpointing_in(part: Any) -> bool:
-    for method, options in _CHECKPOINTING.items():
-        if hasattr(part, method):
-            try:
-                getattr(part, method)(**options)
-            except ValueError:  # the class has the method, but says that it cannot
-                return False
-            return True
-    return False

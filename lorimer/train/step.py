@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +63,8 @@ def micro_loss(setup: Setup, batch: Any) -> Tensor:
     Raises:
         LorimerError: it is no scalar, or nothing that trains takes part in it.
     """
-    with setup.accelerator.autocast():
+    spared = contextlib.nullcontext() if setup.offload is None else setup.offload.sparing()
+    with setup.accelerator.autocast(), spared:
         loss = setup.task.loss(setup.model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

@@ -21,10 +21,11 @@ from lorimer.errors import (
     TargetError,
     UsageError,
 )
+from lorimer.train.base import fingerprint
 from lorimer.train.checkpoint import list_checkpoints
 from lorimer.train.engine import check, train
 from lorimer.train.preflight import inspect
-from lorimer.train.setup import build, fingerprint
+from lorimer.train.setup import build
 from tests.tolerances import SAME_SUM
 from tests.unit.train import small
 from tests.unit.train.small import HERE, recipe
