@@ -132,10 +132,9 @@ class Discrete(NoiseProcess):
         return signal * noisy - spread * prediction
 
     def clean_error(self, times: Tensor) -> Tensor:
-        snr = self.snr(times)
-        return {"epsilon": 1 / snr, "v_prediction": 1 / (snr + 1), "sample": torch.ones_like(snr)}[
-            self.prediction
-        ]
+        if self.prediction == "sample":
+            return torch.ones_like(self.snr(times))
+        return 1 / (self.snr(times) + (self.prediction == "v_prediction"))
 
 
 @dataclass(frozen=True)
