@@ -26,7 +26,7 @@ def demo(
     """
     from lorimer.cli._pictures import draw, load_adapted
     from lorimer.tasks._grid import labelled_grid
-    from lorimer.tasks._picture_data import with_trigger
+    from lorimer.tasks._picture_captions import with_trigger
     from lorimer.train.run_folder import RunFolder
 
     recipe, seconds = _train(output)

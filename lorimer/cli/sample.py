@@ -49,7 +49,7 @@ def sample(
     """
     from lorimer.cli._pictures import draw, load_adapted
     from lorimer.tasks._grid import labelled_grid
-    from lorimer.tasks._picture_data import with_trigger
+    from lorimer.tasks._picture_captions import with_trigger
 
     wanted = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
     if not wanted:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from lorimer.families._base import Conditioning
 from lorimer.tasks._diffusion import DiffusionModel
+from lorimer.tasks._diffusion_loss import pooled_mask
 from lorimer.tasks._encoding_cache import Encoding, EncodingCache
 from lorimer.tasks._picture_data import Picture
 
@@ -26,15 +27,14 @@ class LatentEncoder:
         self.model = model
         self.cache = EncodingCache(folder, [model.vae], model.family.name)
 
-    def ensure(self, pictures: Sequence[Picture], mirrored: bool = False) -> list[str]:
+    def ensure(self, pictures: Sequence[Picture]) -> list[str]:
         """The cache's key of each picture's latents."""
 
         def encode(picture: Picture) -> Encoding:
-            pixels = picture.pixels.flip(2) if mirrored else picture.pixels
-            mean, std = self.model.encode_pictures(pixels[None].float() / 127.5 - 1)
+            mean, std = self.model.encode_pictures(picture.pixels[None].float() / 127.5 - 1)
             return {"mean": mean[0], "std": std[0]}
 
-        return self.cache.ensure(pictures, lambda picture: _content(picture, mirrored), encode)
+        return self.cache.ensure(pictures, lambda picture: picture.content, encode)
 
 
 class CaptionEncoder:
@@ -62,42 +62,73 @@ class CaptionEncoder:
 
 @dataclass(frozen=True)
 class _Entry:
-    caption: str
+    captions: tuple[str, ...]  # forms of one caption
     latents: str  # keys of the caches
-    text: str | None
-    sizes: Tensor
+    texts: tuple[str, ...]
+    facts: dict[str, Tensor]  # what needs no encoder
 
 
 class Examples(Dataset[Example]):
     """Encoded pictures, as keys of the caches; what they stand for is read when a step asks for it.
 
     An example holds `mean` and `std` (channels, height, width) of its latents, `sizes` (6,) as in
-    `Family.predict`, `caption`, and `text`, the caption's conditioning, unless text encoders learn.
+    `Family.predict`, `caption`, and `text`, the caption's conditioning, unless text encoders learn. Where the
+    pictures do not all count alike, it holds `weight` (), and where any has a mask, `mask` (1, height, width)
+    at the resolution of latents.
+
+    Args:
+        pictures: what there is; each caption is shown in one of `variants` forms, drawn at each visit.
+        draws: which picture each example shows; None for each once.
+        groups: of each example; those of one group can be a batch.
     """
 
-    def __init__(self, latents: LatentEncoder, texts: CaptionEncoder | None) -> None:
+    def __init__(
+        self,
+        latents: LatentEncoder,
+        texts: CaptionEncoder | None,
+        pictures: Sequence[Picture],
+        *,
+        draws: Sequence[int] | None = None,
+        groups: tuple[int, ...] = (),
+        variants: int = 1,
+        seed: int = 0,
+    ) -> None:
         self.latents, self.texts = latents, texts
-        self.entries: list[_Entry] = []
-
-    def add(self, pictures: Sequence[Picture], mirrored: bool = False) -> None:
-        """Encode pictures and their captions where the caches lack them, and append them."""
-        captions = [picture.caption for picture in pictures]
-        texts = self.texts.ensure(captions) if self.texts else [None] * len(captions)
-        latents = self.latents.ensure(pictures, mirrored)
-        for picture, latent, text in zip(pictures, latents, texts, strict=True):
-            height, width = picture.pixels.shape[1:]
-            sizes = torch.tensor([height, width, 0, 0, height, width])
-            self.entries.append(_Entry(picture.caption, latent, text, sizes))
+        self.draws = range(len(pictures)) if draws is None else draws
+        self.groups = groups
+        keys = latents.ensure(pictures)
+        masked = any(picture.masked for picture in pictures)
+        weighted = any(picture.loss_weight != 1 for picture in pictures)
+        self.entries = [
+            self._entry(picture, key, variants, seed, masked, weighted)
+            for picture, key in zip(pictures, keys, strict=True)
+        ]
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.draws)
 
     def __getitem__(self, index: int) -> Example:
-        entry = self.entries[index]
-        example = {**self.latents.cache[entry.latents], "sizes": entry.sizes, "caption": entry.caption}
-        if self.texts and entry.text:
-            example["text"] = self.texts.cache[entry.text]
+        entry = self.entries[self.draws[index]]
+        several = len(entry.captions) > 1
+        form = int(torch.randint(len(entry.captions), ())) if several else 0
+        example = {**self.latents.cache[entry.latents], **entry.facts, "caption": entry.captions[form]}
+        if self.texts:
+            example["text"] = self.texts.cache[entry.texts[form]]
         return example
+
+    def _entry(
+        self, picture: Picture, key: str, variants: int, seed: int, masked: bool, weighted: bool
+    ) -> _Entry:
+        captions = picture.variants(seed, variants) if variants > 1 else [picture.caption]
+        texts = self.texts.ensure(captions) if self.texts else []
+        facts = {"sizes": torch.tensor(picture.sizes)}
+        if weighted:
+            facts["weight"] = torch.tensor(picture.loss_weight)
+        if masked:
+            mask = picture.mask
+            whole = torch.ones(picture.size) if mask is None else mask
+            facts["mask"] = pooled_mask(whole[None, None], self.latents.cache[key]["mean"].shape[-2:])[0]
+        return _Entry(tuple(captions), key, tuple(texts), facts)
 
     def told(self) -> str:
         """What was encoded, for a person."""
@@ -154,8 +185,3 @@ def _padded(tensors: Sequence[Tensor]) -> list[Tensor]:
         else tensor
         for tensor in tensors
     ]
-
-
-def _content(picture: Picture, mirrored: bool) -> bytes:
-    pixels = picture.pixels
-    return f"{tuple(pixels.shape)} {mirrored} ".encode() + pixels.contiguous().numpy().tobytes()

@@ -6,8 +6,8 @@ comes out is kept on disk. Steps then run the denoiser alone, unless a text enco
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import lorimer
-from lorimer.errors import DataError, RecipeError
 from lorimer.tasks._base import Task
 from lorimer.tasks._diffusion import DiffusionModel, alphas_cumprod, load_diffusion, sample
 from lorimer.tasks._diffusion_loss import objective_loss
@@ -27,7 +26,7 @@ from lorimer.tasks._grid import labelled_grid
 from lorimer.tasks._noise import NoiseProcess, diffusion_process, flow_process
 from lorimer.tasks._noise_draws import draw_noise, perturbed
 from lorimer.tasks._objective_section import DiffusionObjective
-from lorimer.tasks._picture_data import Picture, left_out, of_other_kinds, read_pictures, with_trigger
+from lorimer.tasks._picture_captions import with_trigger
 from lorimer.tasks._picture_encoding import (
     CaptionEncoder,
     Example,
@@ -37,6 +36,7 @@ from lorimer.tasks._picture_encoding import (
     cut_captions,
     with_empty,
 )
+from lorimer.tasks._picture_reading import read_pictures
 from lorimer.tasks._picture_sections import PictureData, PicturePreview
 from lorimer.tasks._timesteps import automatic_shift
 
@@ -82,19 +82,32 @@ class TextToImage(Task):
     def data(self, model: nn.Module) -> Dataset[Any]:
         assert isinstance(model, DiffusionModel)
         self._notes = []
-        training, held_out = self._read()
-        self._captions = [picture.caption for picture in training]
+        recipe = self.recipe
+        found = read_pictures(
+            recipe.data,
+            self._resolution,
+            unit=math.lcm(8, model.pixel_unit),
+            seed=recipe.train.seed,
+            prior_weight=recipe.objective.prior_weight,
+        )
+        self._notes += found.notes
+        own = {picture.name: picture.caption for picture in found.training if not picture.is_regularisation}
+        self._captions = list(own.values())
         folder = self.recipe.data.cache or default_cache_folder()
         latents, texts = (
             LatentEncoder(model, folder),
             None if self._adapts_text else CaptionEncoder(model, folder),
         )
-        examples = Examples(latents, texts)
-        examples.add(training)
-        if self.recipe.data.flip:
-            examples.add(training, mirrored=True)
-        validation = Examples(latents, texts)
-        validation.add(held_out)
+        examples = Examples(
+            latents,
+            texts,
+            found.training,
+            draws=found.draws,
+            groups=found.groups,
+            variants=recipe.data.caption_variants,
+            seed=recipe.train.seed,
+        )
+        validation = Examples(latents, texts, found.validation)
         self._validation = [validation[place] for place in range(len(validation))]
         self._empty = texts.of("") if texts else {}
         self._notes.append(examples.told())
@@ -175,43 +188,6 @@ class TextToImage(Task):
             "pictures": str(len(self._captions)),
             "tag_frequency": json.dumps(frequency, ensure_ascii=False),
         }
-
-    def _read(self) -> tuple[list[Picture], list[Picture]]:
-        """(training pictures, held-out pictures) with the trigger in their captions."""
-        data = self.recipe.data
-        held_out: list[Picture] = []
-        if data.validation.path and data.validation.fraction:
-            raise RecipeError("data.validation: give a path or a fraction, not both")
-        training = self._read_folder(data.path)
-        if data.validation.path:
-            held_out = self._read_folder(data.validation.path)
-        elif data.validation.fraction:
-            by_hash = sorted(training, key=lambda picture: hashlib.sha256(picture.name.encode()).digest())
-            count = max(1, round(data.validation.fraction * len(training)))
-            held_out, training = by_hash[:count], sorted(by_hash[count:], key=lambda picture: picture.name)
-            if not training:
-                raise DataError(
-                    f"data.validation.fraction: holds out all {count} pictures; none is left to learn from"
-                )
-        if held_out:
-            self._notes.append(f"{len(held_out)} pictures held out for validation")
-        return training, held_out
-
-    def _read_folder(self, folder: Path) -> list[Picture]:
-        data = self.recipe.data
-        pictures = read_pictures(
-            folder, self._resolution, caption_suffix=data.caption_suffix,
-            default_caption=data.default_caption, trigger=data.trigger,
-        )  # fmt: skip
-        self._notes.append(f"{len(pictures)} pictures in {folder}, cropped to {self._resolution} px")
-        if enlarged := sum(picture.enlarged for picture in pictures):
-            self._notes.append(f"of these, enlarged because they are smaller: {enlarged}")
-        if ignored := left_out(folder):
-            self._notes.append(f"left out, as the metadata file does not name them: {ignored}")
-        if others := of_other_kinds(folder):
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            self._notes.append(f"left out, save as PNG or JPEG to use: {', '.join(others[:3])}{more}")
-        return pictures
 
     def _text(self, batch: dict[str, Any], dropped: Tensor) -> dict[str, Any]:
         """What the model is told of the captions, but for those that are dropped (batch,): conditioning from

@@ -1,17 +1,21 @@
 """The order of the data: which examples a step reads is a pure function of (seed, step).
 
-An epoch is a permutation of all examples, cut into steps of batch_size · accumulation · ranks examples,
-each cut into micro-batches of batch_size. The last step of an epoch may be smaller. Micro-batch j goes
-to rank j mod ranks, and its share of the step's gradient is its share of the step's examples, so that any
-way to cut a step gives the gradient of one big batch.
+An epoch is a permutation of all examples, cut into micro-batches of batch_size, of which accumulation ·
+ranks make a step. The last step of an epoch may be smaller. Micro-batch j goes to rank j mod ranks, and its
+share of the step's gradient is its share of the step's examples, so that any way to cut a step gives the
+gradient of one big batch.
+
+Examples of several groups, such as pictures of several shapes, cannot be stacked: then each group's part of
+the permutation is cut on its own, with a smaller last piece, and the pieces of all groups are shuffled.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +45,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Order:
-    """The order in which `rank` of `ranks` processes reads `examples` examples."""
+    """The order in which `rank` of `ranks` processes reads `examples` examples.
+
+    Attributes:
+        groups: of each example; a micro-batch holds examples of one group. Empty where all are of one.
+    """
 
     examples: int
     batch_size: int
@@ -49,15 +57,22 @@ class Order:
     seed: int
     rank: int = 0
     ranks: int = 1
+    groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.groups and len(self.groups) != self.examples:
+            raise ValueError(f"{len(self.groups)} groups for {self.examples} examples")
 
     @property
     def examples_per_step(self) -> int:
-        """Examples in a step over all ranks, but for the last step of an epoch."""
+        """Examples in a step over all ranks, but for smaller pieces at the end of an epoch or of a group."""
         return self.batch_size * self.accumulation * self.ranks
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
-        return -(-self.examples // self.examples_per_step)
+        sizes = Counter(self.groups).values() or [self.examples]
+        pieces = sum(-(-size // self.batch_size) for size in sizes)
+        return -(-pieces // (self.accumulation * self.ranks))
 
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that `step` belongs to."""
@@ -65,18 +80,14 @@ class Order:
 
     def examples_in(self, step: int) -> int:
         """Examples that all ranks together read in `step`."""
-        begin = step % self.steps_per_epoch * self.examples_per_step
-        return min(self.examples_per_step, self.examples - begin)
+        return sum(len(piece) for piece in self._pieces(step))
 
     def step(self, step: int) -> list[MicroBatch]:
         """This rank's micro-batches in `step`; may be empty in the last step of an epoch."""
-        begin = step % self.steps_per_epoch * self.examples_per_step
-        chosen = _permutation(self.examples, self.seed, self.epoch(step))[
-            begin : begin + self.examples_per_step
-        ]
-        pieces = chosen.split(self.batch_size)
+        pieces = self._pieces(step)
+        count = sum(len(piece) for piece in pieces)
         return [
-            MicroBatch(number, tuple(piece.tolist()), len(piece) / len(chosen))
+            MicroBatch(number, tuple(piece.tolist()), len(piece) / count)
             for number, piece in enumerate(pieces)
             if number % self.ranks == self.rank
         ]
@@ -86,6 +97,28 @@ class Order:
         for step in range(first, end):
             for micro in self.step(step):
                 yield [(self.epoch(step), example) for example in micro.examples]
+
+    def _pieces(self, step: int) -> list[Tensor]:
+        """The examples of every micro-batch of `step`, over all ranks."""
+        count = self.accumulation * self.ranks
+        begin = step % self.steps_per_epoch * count
+        return self._pieces_of_epoch(self.epoch(step))[begin : begin + count]
+
+    @cached_property
+    def _pieces_of_epoch(self) -> Callable[[int], list[Tensor]]:
+        """Epoch -> the examples of all its micro-batches; two epochs are remembered."""
+        groups = torch.tensor(self.groups) if len(set(self.groups)) > 1 else None
+
+        def pieces(epoch: int) -> list[Tensor]:
+            order = _permutation(self.examples, number_of(self.seed, "epoch", epoch))
+            if groups is None:
+                return list(order.split(self.batch_size))
+            parts = [order[groups[order] == group] for group in groups.unique()]
+            cut = [piece for part in parts for piece in part.split(self.batch_size)]
+            places = _permutation(len(cut), number_of(self.seed, "groups", epoch))
+            return [cut[place] for place in places.tolist()]
+
+        return lru_cache(maxsize=2)(pieces)
 
 
 class SeededExamples(Dataset[Any]):
@@ -122,7 +155,5 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-@lru_cache(maxsize=2)
-def _permutation(examples: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(number_of(seed, "epoch", epoch))
-    return torch.randperm(examples, generator=generator)
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

@@ -7,6 +7,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion
+from lorimer.tasks._picture_data import Picture
+from lorimer.tasks._picture_reading import read_pictures
+from lorimer.tasks._picture_sections import PictureData
 from lorimer.tasks.text_to_image import TextToImage
 from lorimer.train.recipe import load_recipe
 from tests.tiny_models import save_tiny_pipeline
@@ -58,6 +61,11 @@ def make_task(tmp_path: Path, noise_model: Path, balls: Path) -> Callable[..., T
         return TextToImage(load_recipe(recipe, overrides, environment={}))
 
     return make
+
+
+def read(path: Path, resolution: int, **data: object) -> tuple[Picture, ...]:
+    """The training pictures that a `data:` section with this path names."""
+    return read_pictures(PictureData.model_validate({"path": path, **data}), resolution).training
 
 
 def draw_ball(path: Path, colour: str, size: tuple[int, int] = (48, 40)) -> None:

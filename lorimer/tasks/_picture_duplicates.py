@@ -1,0 +1,104 @@
+"""Pictures that are there twice, or nearly: other sizes, file types, qualities of one picture.
+
+Equal are pictures whose decoded pixels are. Near are those that a perceptual hash of 64 bits and a thumbnail
+of 16 x 16 coloured pixels both find alike: the hash sees structure in grey, so that it would take a red ball
+for a blue one; the thumbnail sees colour and brightness.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SIDE = 32  # of the grey picture whose lowest frequencies are hashed
+_HASHED = 8
+_MAX_BITS = 8  # of 64; unrelated pictures differ in 32 on average
+_MAX_COLOUR = 6.0  # mean difference of the thumbnails' values, of 255
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What pictures are compared by.
+
+    Attributes:
+        digest: SHA-256 of the upright picture's size and RGB values.
+        bits: perceptual hash.
+        thumbnail: (16 * 16 * 3,), uint8.
+    """
+
+    digest: bytes
+    bits: int
+    thumbnail: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Places of two alike pictures in what was compared; `exact` where every pixel is equal."""
+
+    first: int
+    second: int
+    exact: bool
+
+
+def likeness(picture: Image) -> Likeness:
+    """What an upright RGB picture is compared by."""
+    digest = hashlib.sha256(str(picture.size).encode())
+    digest.update(picture.tobytes())
+    thumbnail = np.asarray(picture.resize((16, 16), _area()), dtype=np.uint8).reshape(-1)
+    return Likeness(digest.digest(), perceptual_hash(picture), thumbnail)
+
+
+def perceptual_hash(picture: Image) -> int:
+    """64 bits: which of the lowest 8 x 8 frequencies of the grey picture lie above their median.
+
+    Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2.1. The
+    mean brightness is replaced by 0, so that it does not count.
+    """
+    grey = np.asarray(picture.convert("L").resize((_SIDE, _SIDE), _area()), dtype=np.float64)
+    basis = _cosines()
+    spectrum = basis @ grey @ basis.T
+    spectrum[0, 0] = 0.0
+    # Values that are 0 but for rounding, as in pictures with symmetries, must not be bits of chance.
+    spectrum[np.abs(spectrum) < 1e-6 * _SIDE * 255] = 0.0
+    above = spectrum > np.median(spectrum)
+    return int.from_bytes(np.packbits(above.reshape(-1)).tobytes(), "big")
+
+
+def duplicates(pictures: Sequence[Likeness]) -> list[Duplicate]:
+    """Every pair of alike pictures, in order."""
+    return list(_pairs(pictures))
+
+
+def _pairs(pictures: Sequence[Likeness]) -> Iterator[Duplicate]:
+    bits = np.array([each.bits for each in pictures], dtype=np.uint64)
+    for second, picture in enumerate(pictures):
+        distances = np.bitwise_count(bits[:second] ^ bits[second])
+        for first in np.flatnonzero(distances <= _MAX_BITS).tolist():
+            other = pictures[first]
+            exact = other.digest == picture.digest
+            if exact or _same_colours(other.thumbnail, picture.thumbnail):
+                yield Duplicate(first, second, exact)
+
+
+def _same_colours(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).mean()) <= _MAX_COLOUR
+
+
+def _cosines() -> NDArray[np.float64]:
+    """Rows of the discrete cosine transform for the lowest frequencies, (8, 32)."""
+    frequency, place = np.arange(_HASHED)[:, None], np.arange(_SIDE)[None]
+    return np.cos(np.pi * frequency * (2 * place + 1) / (2 * _SIDE))
+
+
+def _area() -> int:
+    from PIL import Image as Images
+
+    return Images.Resampling.BOX
