@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from lorimer import registry
+from lorimer.train.presets import preset_names, preset_text
 from lorimer.train.recipe import Recipe, recipe_class
 from lorimer.train.sections import AdapterSection, TrainSection
 
@@ -39,7 +40,7 @@ output: runs/my-style
 ```
 
 Any field can be set from outside. The first of these that names a field counts: `train.steps=800` on the
-command line, `LORIMER_TRAIN__STEPS=800` in the environment, the file, the default. Relative paths mean the
+command line, `LORIMER_TRAIN__STEPS=800` in the environment, the file, its presets, the default. Relative paths mean the
 current directory, not the recipe's. An unknown key is an error that suggests the nearest known one, and all
 mistakes are listed at once. `lorimer check recipe.yaml` does everything up to the first step and writes
 no run. Where a list is wanted, a single text stands for a list of one.
@@ -63,7 +64,7 @@ def main() -> int:
 
 def reference() -> str:
     """The whole page."""
-    own = ("task", "model", "output")
+    own = ("task", "preset", "model", "output")
     parts = [
         _INTRODUCTION,
         "## Top level\n",
@@ -82,7 +83,16 @@ def reference() -> str:
             model = getattr(task, section.capitalize())
             if model.model_fields:
                 parts += [f"### {section}, task {name}\n", table(model)]
+        parts += [f"### Presets, task {name}\n", *_presets(name)] if preset_names(name) else []
     return "\n".join(parts)
+
+
+def _presets(task: str) -> list[str]:
+    """Every preset of a task, as its file says it."""
+    said = (
+        "Each is a file in `lorimer/presets/`. Named by `preset: style` or several: `preset: [style, 8gb]`.\n"
+    )
+    return [said, *(f"`{name}`:\n\n```\n{preset_text(task, name)}```\n" for name in preset_names(task))]
 
 
 def table(model: type[BaseModel], only: tuple[str, ...] | None = None) -> str:

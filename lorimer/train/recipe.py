@@ -8,7 +8,7 @@
     output: runs/my-style
 
 What counts, first to last: `train.steps=10` on the command line, LORIMER_TRAIN__STEPS=10 in the
-environment, the file, the default. Relative paths mean the current directory.
+environment, the file, its preset, the default. Relative paths mean the current directory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from lorimer import registry
 from lorimer.adapters._base import Method
 from lorimer.errors import RecipeError, UsageError, suggest
 from lorimer.tasks._base import Section, Task
+from lorimer.train.presets import preset_layers
 from lorimer.train.recipe_text import describe_errors, parse_override, parse_yaml, rename_aliases
-from lorimer.train.sections import AdapterSection, TrainSection, own_fields
+from lorimer.train.sections import AdapterSection, Names, TrainSection, own_fields
 
 ENVIRONMENT_PREFIX = "LORIMER_"
 _TASK_SECTIONS = ("data", "objective", "preview")  # whose classes belong to the task
@@ -47,6 +48,8 @@ class Recipe(Section):
 
     task: str
     """What is trained: a task's name."""
+    preset: Names = ()
+    """Presets that fields not given here are taken from; of several the later ones win."""
     model: str | None = None
     """The base model: `embedded`, a hub name, a folder; for the task `module` a `package.module:function`."""
     data: Any
@@ -106,12 +109,13 @@ def load_recipe(
     layers = [dict(source) if isinstance(source, Mapping) else _read(Path(source))]
     layers += [_nested(place, value) for place, value in _from_environment(environment)]
     layers += [_nested(*parse_override(override)) for override in overrides]
+    problems: list[str] = []
+    layers = [*preset_layers(layers, problems), *layers]
     chosen: dict[str, Any] = {}
     for layer in layers:
         chosen |= {key: layer[key] for key in ("task",) if key in layer}
         if isinstance(adapter := layer.get("adapter"), Mapping) and "method" in adapter:
             chosen["method"] = adapter["method"]
-    problems: list[str] = []
     schema = _schema(chosen.get("task"), chosen.get("method", "lora"), problems)
     merged: dict[str, Any] = {name: {} for name in (*_TASK_SECTIONS, "adapter", "train")}
     for layer in layers:
