@@ -25,16 +25,20 @@ _WORDS = """
     token_embedding transformer_blocks up_blocks upsamplers v_proj
 """
 _ATTENTION = (
+    "norm",
     "proj_in",
     "proj_out",
+    *(f"transformer_blocks.{{}}.norm{number}" for number in (1, 2, 3)),
     *(f"transformer_blocks.{{}}.{attention}.{projection}"
       for attention in ("attn1", "attn2") for projection in ("to_q", "to_k", "to_v", "to_out.0")),
     "transformer_blocks.{}.ff.net.0.proj",
     "transformer_blocks.{}.ff.net.2",
 )  # fmt: skip
 _RESNET = {
+    "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
@@ -44,6 +48,7 @@ _AROUND = {
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
     "label_emb.0.2": "add_embedding.linear_2",
+    "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
 
