@@ -136,7 +136,11 @@ def _kind(field: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(map(_kind, options)))
     if "enum" in field:
         return ", ".join(f"`{_as_yaml(value)}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{_as_yaml(field['const'])}`"
     kind = field.get("type")
+    if kind == "array" and "prefixItems" in field:
+        return f"[{', '.join(map(_kind, field['prefixItems']))}]"
     if kind == "array":
         return f"list of {_plural(_kind(field.get('items', {})))}"
     if kind == "object" and isinstance(values := field.get("additionalProperties"), Mapping):
