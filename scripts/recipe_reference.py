@@ -140,7 +140,8 @@ def _kind(field: Mapping[str, Any]) -> str:
         return f"`{_as_yaml(field['const'])}`"
     kind = field.get("type")
     if kind == "array" and "prefixItems" in field:
-        return f"[{', '.join(map(_kind, field['prefixItems']))}]"
+        kinds = " or ".join(dict.fromkeys(map(_kind, field["prefixItems"])))
+        return f"list of {len(field['prefixItems'])} {_plural(kinds)}"
     if kind == "array":
         return f"list of {_plural(_kind(field.get('items', {})))}"
     if kind == "object" and isinstance(values := field.get("additionalProperties"), Mapping):
