@@ -106,6 +106,7 @@ def _quantise(part: nn.Module, path: str, precision: str, device: torch.device, 
 
     packed = Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, compute, device="meta")
     packed.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=packed)
-    packed.bias = layer.bias
+    if layer.bias is not None:  # bitsandbytes would round it to the type of its first input
+        packed.bias = nn.Parameter(layer.bias.detach().to(compute), requires_grad=False)
     owner, _, name = path.rpartition(".")
     part.get_submodule(owner).register_module(name, packed.to(device).train(layer.training))

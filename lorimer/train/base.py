@@ -85,14 +85,17 @@ def _enable_checkpointing_in(part: Any) -> bool:
 
 def fingerprint(model: nn.Module, without: Sequence[str] = ()) -> dict[str, int]:
     """Name -> checksum of the bytes of every tensor that the base model would save, but for the children
-    `without`. Of a quantised weight it is that of the plain one, as packages pack weights anew at times."""
+    `without`. Of a quantised layer it is that of the plain values: packages pack its weight anew at times,
+    and bitsandbytes gives its bias the type of the last input."""
     left_out, found = [f"{name}." for name in without], {}
     for path, module in model.named_modules():
         if isinstance(module, LayerSlots):
             left_out.append(f"{path}.")
         elif is_quantised(module) and not path.startswith(tuple(left_out)):
-            left_out += [f"{path}.{name}" for name in ("weight", "SCB", "CB")]
+            left_out += [f"{path}.{name}" for name in ("weight", "bias", "SCB", "CB")]
             found[f"{path}.weight"] = zlib.crc32(_bytes(dequantised(module)))
+            if (bias := module._parameters.get("bias")) is not None:
+                found[f"{path}.bias"] = zlib.crc32(_bytes(bias.float()))
     plain = {
         name: zlib.crc32(_bytes(tensor))
         for name, tensor in model.state_dict().items()
