@@ -50,7 +50,7 @@ class StableDiffusion1(Family):
         unet = configs.get("unet", {})
         return (
             super().fits(configs)
-            and not unet.get("addition_embed_type")
+            and unet.get("addition_embed_type") != "text_time"  # the embedded model has "text"
             and unet.get("cross_attention_dim") != 1024
         )
 
