@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class DiffusionModel(nn.Module):
         components: the children that may be adapted, the denoiser first; adapter paths begin with one of
             them.
         source: what it was loaded from, as the recipe says it.
+        reload: gives one network anew from its files, by its component.
     """
 
     unet: Any  # one of these is the denoiser
@@ -61,10 +62,17 @@ class DiffusionModel(nn.Module):
     tokenizer: Any
     scheduler: Any
 
-    def __init__(self, family: type[Family], parts: Mapping[str, Any], source: str) -> None:
+    def __init__(
+        self,
+        family: type[Family],
+        parts: Mapping[str, Any],
+        source: str,
+        reload: Callable[[str], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.family = family
         self.source = source
+        self.reload = reload
         for name, part in parts.items():
             setattr(self, name, part)
         self.components = tuple(name for name in family.adaptable() if parts.get(name) is not None)
@@ -219,10 +227,14 @@ def load_diffusion(model: str, dtype: torch.dtype = torch.float32) -> DiffusionM
         folder = folder_from_hub(model)
     family = family_of_folder(folder)
     require_parts(folder, family)
-    with quiet():
-        parts = {name: load_part(folder, name, part, dtype) for name, part in family.parts.items()}
+
+    def load(name: str) -> Any:
+        with quiet():
+            return load_part(folder, name, family.parts[name], dtype)
+
+    parts = {name: load(name) for name in family.parts}
     require_process(parts["scheduler"], family, str(folder / "scheduler"))
-    return DiffusionModel(family, parts, source=model)
+    return DiffusionModel(family, parts, model, load)
 
 
 def alphas_cumprod(scheduler: Any) -> Tensor:

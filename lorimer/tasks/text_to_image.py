@@ -17,32 +17,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-import lorimer
 from lorimer.tasks._base import Task
-from lorimer.tasks._diffusion import DiffusionModel, alphas_cumprod, load_diffusion, sample
+from lorimer.tasks._diffusion import DiffusionModel, load_diffusion
 from lorimer.tasks._diffusion_loss import objective_loss
 from lorimer.tasks._encoding_cache import default_cache_folder
-from lorimer.tasks._grid import labelled_grid
-from lorimer.tasks._noise import NoiseProcess, diffusion_process, flow_process
 from lorimer.tasks._noise_draws import draw_noise, perturbed
 from lorimer.tasks._objective_section import DiffusionObjective
 from lorimer.tasks._picture_captions import with_trigger
 from lorimer.tasks._picture_encoding import (
     CaptionEncoder,
-    Example,
     Examples,
     LatentEncoder,
     collate,
     cut_captions,
     with_empty,
 )
+from lorimer.tasks._picture_preview import Previews
 from lorimer.tasks._picture_reading import read_pictures
 from lorimer.tasks._picture_sections import PictureData, PicturePreview
-from lorimer.tasks._timesteps import automatic_shift
+from lorimer.tasks._processes import noise_process
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from lorimer.train.recipe import Recipe
 
 _VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # fractions of the way to pure noise
@@ -61,12 +56,12 @@ class TextToImage(Task):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._captions: list[str] = []
-        self._validation: list[Example] = []
+        self._validation: Examples | None = None
         self._notes: list[str] = []
-        self._base_pictures: list[Image] | None = None
+        self._previews = Previews(recipe.preview, recipe.name)
 
     def model(self) -> DiffusionModel:
-        model = load_diffusion(self.recipe.model or "embedded")
+        model = load_diffusion(self.recipe.model or "embedded", self.recipe.train.weights_dtype())
         adapted = self.recipe.adapter.components or self.components(model)
         self._adapts_text = any(name in adapted for name in model.text_encoders)
         self._family = model.family
@@ -94,10 +89,8 @@ class TextToImage(Task):
         own = {picture.name: picture.caption for picture in found.training if not picture.is_regularisation}
         self._captions = list(own.values())
         folder = self.recipe.data.cache or default_cache_folder()
-        latents, texts = (
-            LatentEncoder(model, folder),
-            None if self._adapts_text else CaptionEncoder(model, folder),
-        )
+        latents = LatentEncoder(model, folder)
+        texts = None if self._adapts_text else CaptionEncoder(model, folder)
         examples = Examples(
             latents,
             texts,
@@ -107,8 +100,7 @@ class TextToImage(Task):
             variants=recipe.data.caption_variants,
             seed=recipe.train.seed,
         )
-        validation = Examples(latents, texts, found.validation)
-        self._validation = [validation[place] for place in range(len(validation))]
+        self._validation = Examples(latents, texts, found.validation)
         self._empty = texts.of("") if texts else {}
         self._notes.append(examples.told())
         cut, limit = cut_captions(model, self._captions)
@@ -117,6 +109,17 @@ class TextToImage(Task):
                 f"{cut} captions are longer than {limit} tokens; the text encoder sees their start"
             )
         return examples
+
+    def idle_parts(self, model: nn.Module) -> Sequence[str]:
+        assert isinstance(model, DiffusionModel)
+        self._reload = model.reload
+        if self._reload is None:
+            return ()
+        return ("vae",) if self._adapts_text else ("vae", *model.text_encoders)
+
+    def reload_part(self, name: str) -> nn.Module:
+        assert self._reload is not None
+        return self._reload(name)
 
     def collate(self, examples: Sequence[Any]) -> Any:
         return collate(examples)
@@ -136,40 +139,31 @@ class TextToImage(Task):
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Mean loss over held-out pictures at five fixed timesteps with fixed noise, unweighted."""
-        if not self._validation:
+        held_out = self._validation
+        if not held_out:
             return {}
         was_training = model.training
         model.eval()
         generator = torch.Generator().manual_seed(0)
         times = self._process.at(torch.tensor(_VALIDATION_TIMES))
         total = torch.zeros(())
-        for example in self._validation:
-            batch = collate([example] * len(times))
+        for place in range(len(held_out)):
+            batch = collate([held_out[place]] * len(times))
             latents = batch["mean"].float()
             noise = torch.randn(latents.shape, generator=generator)
             text = self._text(batch, torch.zeros(len(times), dtype=torch.bool))
             prediction = self._predict(model, latents, noise, times, batch["sizes"], text)
             total += self._loss(prediction, latents, noise, times, DiffusionObjective()).cpu()
         model.train(was_training)
-        return {"validation_loss": total.item() / len(self._validation)}
+        return {"validation_loss": total.item() / len(held_out)}
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
-        """One grid of prompts by strengths; at strength 0 stands the base model."""
         assert isinstance(model, DiffusionModel)
-        wanted = self.recipe.preview
-        prompts = self._captions[:_DEFAULT_PROMPTS] if wanted.prompts is None else wanted.prompts
+        prompts = self.recipe.preview.prompts
+        if prompts is None:
+            prompts = list(dict.fromkeys(self._captions))[:_DEFAULT_PROMPTS]
         prompts = [with_trigger(prompt, self.recipe.data.trigger) for prompt in prompts]
-        rows = [(prompt, seed) for prompt in prompts for seed in wanted.seeds]
-        if not rows or not wanted.strengths:
-            return []
-        columns = [self._drawn(model, rows, strength) for strength in wanted.strengths]
-        labels = [prompt if len(wanted.seeds) == 1 else f"{prompt}, seed {seed}" for prompt, seed in rows]
-        heads = [f"strength {strength:g}" if strength else "base" for strength in wanted.strengths]
-        path = folder / f"step-{step:06d}.png"
-        folder.mkdir(parents=True, exist_ok=True)
-        title = f"{self.recipe.name}, after {step} steps"
-        labelled_grid(list(zip(*columns, strict=True)), labels, heads, title).save(path)
-        return [path]
+        return self._previews.write(model, prompts, folder, step, self._resolution)
 
     def describe(self, model: nn.Module, data: Dataset[Any]) -> list[str]:
         return self._notes
@@ -229,31 +223,3 @@ class TextToImage(Task):
             mask=None if mask is None else mask.to(device),
             example_weights=None if weights is None else weights.to(device),
         )  # fmt: skip
-
-    def _drawn(self, model: DiffusionModel, rows: list[tuple[str, int]], strength: float) -> list[Image]:
-        """One column of the preview. The base model's pictures never change, so they are drawn once."""
-        if strength == 0.0 and self._base_pictures is not None:
-            return self._base_pictures
-        wanted = self.recipe.preview
-        with lorimer.strength(model, strength):
-            pictures = sample(
-                model,
-                [prompt for prompt, _ in rows],
-                [seed for _, seed in rows],
-                steps=wanted.steps,
-                guidance=wanted.guidance,
-                negative_prompt=wanted.negative_prompt,
-                resolution=self._resolution,
-            )
-        if strength == 0.0:
-            self._base_pictures = pictures
-        return pictures
-
-
-def noise_process(model: DiffusionModel, objective: DiffusionObjective) -> NoiseProcess:
-    """How noise is mixed into this model's latents, as the recipe's objective has it."""
-    if model.family.process == "diffusion":
-        return diffusion_process(alphas_cumprod(model.scheduler), model.prediction_type, objective)
-    sampler = dict(model.scheduler.config)
-    patch = max(1, model.pixel_unit // model.family.pixels_per_latent(model))
-    return flow_process(model.family.times, objective, lambda tokens: automatic_shift(sampler, tokens), patch)

@@ -42,6 +42,20 @@ def text_to_image(folder: Path) -> Values:
     }
 
 
+def concept_slider(folder: Path) -> Values:
+    directions = [
+        {"target": thing, "positive": f"a red {thing}", "negative": f"a blue {thing}"}
+        for thing in ("wall", "ball")
+    ]
+    return {
+        "model": _tiny_pipeline(),
+        "data": {"directions": directions},
+        "objective": {"drawing_steps": 3},
+        "adapter": {"rank": 2, "targets": "attention"},
+        "preview": {"steps": 2},
+    }
+
+
 @cache
 def _tiny_pipeline() -> str:
     from tests.tiny_models import save_tiny_pipeline
@@ -49,4 +63,8 @@ def _tiny_pipeline() -> str:
     return str(save_tiny_pipeline(Path(mkdtemp())))
 
 
-CASES: dict[str, MakeValues] = {"module": module, "text-to-image": text_to_image}
+CASES: dict[str, MakeValues] = {
+    "module": module,
+    "text-to-image": text_to_image,
+    "concept-slider": concept_slider,
+}
