@@ -75,7 +75,7 @@ def _samples(path: Path) -> dict[str, _Sample | str]:
     """Key -> what the archive holds under it, or what is wrong with that."""
     samples: dict[str, _Sample | str] = {}
     for member in _members(path):
-        name = member.name.removeprefix("./")
+        name = member.name.removeprefix("./").lstrip("/")  # a name, never a path
         folder, slash, file = name.rpartition("/")
         stem, dot, ending = file.partition(".")  # webdataset's keys end at the first dot
         suffix = f"{dot}{ending}".lower()

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from lorimer.errors import DataError
-from lorimer.tasks._picture_data import left_out, of_other_kinds, read_pictures, with_trigger
-from tests.unit.pictures.conftest import draw_ball
+from lorimer.tasks._picture_reading import read_pictures
+from lorimer.tasks._picture_sections import PictureData
+from tests.unit.pictures.conftest import draw_ball, read
 
 
 def _write(
@@ -25,12 +26,12 @@ def _write(
 
 
 def _only(folder: Path, resolution: int = 32) -> torch.Tensor:
-    (picture,) = read_pictures(folder, resolution)
+    (picture,) = read(folder, resolution)
     return picture.pixels
 
 
 def test_pictures_come_sorted_with_their_captions(balls: Path) -> None:
-    pictures = read_pictures(balls, 32)
+    pictures = read(balls, 32)
     assert [picture.name for picture in pictures] == sorted(picture.name for picture in pictures)
     assert pictures[0].caption == "a black ball"
     assert all(
@@ -40,12 +41,12 @@ def test_pictures_come_sorted_with_their_captions(balls: Path) -> None:
 
 
 def test_folders_within_are_searched_and_hidden_files_are_not(tmp_path: Path) -> None:
-    (tmp_path / "10_cats").mkdir()
-    _write(tmp_path / "10_cats", "tom.png", Image.new("RGB", (32, 32)), "猫 \n  tom\r\n")
+    (tmp_path / "cats").mkdir()
+    _write(tmp_path / "cats", "tom.png", Image.new("RGB", (32, 32)), "猫 \n  tom\r\n")
     (tmp_path / ".thumbnails").mkdir()
     _write(tmp_path / ".thumbnails", "tom.png", Image.new("RGB", (32, 32)), None)
-    (picture,) = read_pictures(tmp_path, 32)
-    assert (picture.name, picture.caption) == ("10_cats/tom.png", "猫 tom")
+    (picture,) = read(tmp_path, 32)
+    assert (picture.name, picture.caption) == ("cats/tom.png", "猫 tom")
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "webp", "bmp", "PNG"])
@@ -75,7 +76,7 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a caption")
     _write(tmp_path, "both.png", Image.new("RGB", (15, 200)), None)
     with pytest.raises(DataError) as caught:
-        read_pictures(tmp_path, 32)
+        read(tmp_path, 32)
     message = str(caught.value)
     for expected in (
         "13 problems",
@@ -100,43 +101,23 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
 def test_a_thousand_problems_are_counted_and_the_first_shown(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n".join(["nonsense"] * 1000))
     with pytest.raises(DataError, match=r"1000 problems(.|\n)*and 950 more") as caught:
-        read_pictures(tmp_path, 32)
+        read(tmp_path, 32)
     assert len(str(caught.value)) < 10_000
 
 
 def test_no_folder_and_no_pictures_are_two_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder"):
-        read_pictures(tmp_path / "nowhere", 32)
+        read(tmp_path / "nowhere", 32)
     with pytest.raises(DataError, match="holds no pictures"):
-        read_pictures(tmp_path, 32)
+        read(tmp_path, 32)
 
 
 def test_a_default_caption_and_another_suffix(tmp_path: Path) -> None:
     _write(tmp_path, "a.png", Image.new("RGB", (32, 32)), None)
     _write(tmp_path, "b.png", Image.new("RGB", (32, 32)), None)
     (tmp_path / "b.tags").write_text("one, two")
-    pictures = read_pictures(tmp_path, 32, caption_suffix="tags", default_caption="a style", trigger="sks")
+    pictures = read(tmp_path, 32, caption_suffix="tags", default_caption="a style", trigger="sks")
     assert [picture.caption for picture in pictures] == ["sks a style", "sks one, two"]
-
-
-def test_the_trigger_is_not_put_twice() -> None:
-    assert with_trigger("an SKS dog", "sks") == "an SKS dog"
-    assert with_trigger("a dog", "sks") == "sks a dog"
-    assert with_trigger("a dog", None) == "a dog"
-
-
-@pytest.mark.parametrize(
-    ("text", "trigger", "led"),
-    [
-        ("a pink drink", "ink", True),  # only a part of other words
-        ("a cat, ink, Ink-wash", "ink", False),
-        ("inky", "ink", True),
-        ("一幅水墨画", "水墨", False),  # no spaces between words
-        ("a c++ logo", "c++", False),
-    ],
-)
-def test_the_trigger_counts_as_a_word(text: str, trigger: str, led: bool) -> None:
-    assert with_trigger(text, trigger) == (f"{trigger} {text}" if led else text)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -152,16 +133,18 @@ def test_captions_from_one_file(balls: Path, kind: str) -> None:
     (balls / f"metadata.{kind}").write_text(text, encoding="utf-8-sig")
     (balls / ".thumbnails").mkdir()
     draw_ball(balls / ".thumbnails" / "red.png", "red")  # hidden, and not counted as left out
-    pictures = read_pictures(balls, 32)
+    pictures = read(balls, 32)
     assert [(picture.name, picture.caption) for picture in pictures] == [
         ("red.png", "rot, „Ball“"),
         ("blue.png", "blau"),
     ]
-    assert left_out(balls) == 4
     draw_ball(balls / "red.gif", "red")
-    assert not of_other_kinds(balls)  # the caption file says what is meant
+    notes = read_pictures(PictureData(path=balls), 32).notes
+    assert "left out, as the metadata file does not name them: 4" in notes
+    assert not any("red.gif" in note for note in notes)  # the caption file says what is meant
     (balls / f"metadata.{kind}").unlink()
-    assert of_other_kinds(balls) == ["red.gif"]
+    notes = read_pictures(PictureData(path=balls), 32).notes
+    assert "left out, save as PNG or JPEG to use: red.gif" in notes
 
 
 def test_problems_of_the_caption_file_are_named_by_line(balls: Path) -> None:
@@ -181,7 +164,7 @@ def test_problems_of_the_caption_file_are_named_by_line(balls: Path) -> None:
     ]
     (balls / "metadata.jsonl").write_text("\n".join(rows))
     with pytest.raises(DataError) as caught:
-        read_pictures(balls, 32)
+        read(balls, 32)
     message = str(caught.value)
     for expected in (
         "line 2: 'red.png' is named a second time",
@@ -200,17 +183,18 @@ def test_problems_of_the_caption_file_are_named_by_line(balls: Path) -> None:
 def test_a_csv_without_its_columns_and_two_caption_files(balls: Path) -> None:
     (balls / "metadata.csv").write_text("name;caption\nred.png;a\n")
     with pytest.raises(DataError, match="needs the fields file_name and text"):
-        read_pictures(balls, 32)
+        read(balls, 32)
     (balls / "metadata.jsonl").write_text('{"file_name": "red.png", "text": "a"}')
     with pytest.raises(DataError, match="both metadata"):
-        read_pictures(balls, 32)
+        read(balls, 32)
 
 
 def test_the_crop_is_the_centre(tmp_path: Path) -> None:
     wide = Image.new("RGB", (96, 32), "red")
     wide.paste(Image.new("RGB", (32, 32), "lime"), (32, 0))
     _write(tmp_path, "wide.png", wide)
-    assert (_only(tmp_path) == torch.tensor([0, 255, 0]).view(3, 1, 1)).all()
+    (picture,) = read(tmp_path, 32, shapes="square")
+    assert (picture.pixels == torch.tensor([0, 255, 0]).view(3, 1, 1)).all()
 
 
 def test_transparent_pictures_are_laid_on_white(tmp_path: Path) -> None:
@@ -257,20 +241,20 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
     )
     (tmp_path / "bomb.txt").write_text("a bomb")
     with pytest.raises(DataError, match=r"bomb\.png: is too large"):
-        read_pictures(tmp_path, 32)
+        read(tmp_path, 32)
 
 
 def test_csv_that_cannot_be_parsed_is_named_by_line(balls: Path) -> None:
     (balls / "metadata.csv").write_text(f'file_name,text\nred.png,"{"x" * 200_000}"\n')  # beyond the limit
     with pytest.raises(DataError, match=r"metadata\.csv, line 2: is not CSV"):
-        read_pictures(balls, 32)
+        read(balls, 32)
     (balls / "metadata.csv").write_text("file_name,text\n")
     with pytest.raises(DataError, match=r"metadata\.csv: names no pictures"):
-        read_pictures(balls, 32)
+        read(balls, 32)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_caption_is_named(balls: Path) -> None:
     (balls / "red.txt").chmod(0)
     with pytest.raises(DataError, match=r"red\.txt: cannot be read"):
-        read_pictures(balls, 32)
+        read(balls, 32)
