@@ -78,14 +78,15 @@ class Offload:
         self.device = device
         self.weights = [list(block.parameters()) for block in blocks]
         cuda = device.type == "cuda"
-        self.home = [[_pinned(each.data) if cuda else each.data for each in own] for own in self.weights]
+        for weight in (weight for own in self.weights for weight in own) if cuda else ():
+            weight.data = weight.data.cpu().pin_memory()  # which the GPU can read while it computes
+        self.home = [[weight.data for weight in own] for own in self.weights]
         self._stream = torch.cuda.Stream(device) if cuda else None
         self._present: dict[int, tuple[int, int]] = {}  # where a visiting weight lies -> (block, weight)
         self._ahead: dict[int, _Sent] = {}
         self._followed: dict[tuple[int, int], int] = {}  # (block, the next) -> the one after, as last time
         self._last = (-1, -1)
         for number, block in enumerate(blocks):
-            self._leave(number)
             block.register_forward_pre_hook(lambda module, inputs, number=number: self._bring(number))
             block.register_forward_hook(
                 lambda module, inputs, output, number=number: self._leave(number), always_call=True
@@ -154,8 +155,3 @@ def move(model: nn.Module, device: torch.device, offload: Offload | None) -> Non
                 parameter.data = parameter.data.to(device)
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    """In memory that a GPU can read while it computes."""
-    return tensor.cpu().pin_memory()

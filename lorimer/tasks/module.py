@@ -68,6 +68,8 @@ class Module(Task):
             )
         self._loss = self._find_loss()
         self._held_out = self._dataset("validation") if self.recipe.data.validation else None
+        if self.recipe.train.base_dtype != "auto":
+            model.to(self.recipe.train.weights_dtype())
         return model.eval()
 
     def data(self, model: nn.Module) -> Dataset[Any]:

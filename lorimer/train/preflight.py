@@ -96,6 +96,7 @@ def inspect(setup: Setup) -> Preflight:
         warnings.append(_advice(setup, memory))
     if KINDS[train.optimizer].one_rate and train.learning_rate < 0.1:
         warnings.append(f"{train.optimizer} finds the rate by itself; train.learning_rate=1 is usual")
+    warnings += _about_offload(setup)
     if not math.isfinite(loss):
         warnings.append(f"the loss of the first batch is {loss}")
     return Preflight(
@@ -198,6 +199,21 @@ def _advice(setup: Setup, memory: Memory) -> str:
     if train.optimizer == "adamw":
         ways.append(f"optimizer=adamw-8bit (at most {has(memory.optimizer * 3 // 4)}, estimated)")
     return f"memory is nearly full or too small. What would save some: {'; '.join(ways) or 'a smaller model'}"
+
+
+def _about_offload(setup: Setup) -> list[str]:
+    """What keeps block offload from saving memory."""
+    if setup.offload is None:
+        return []
+    found = []
+    if setup.accelerator.device.type == "cpu":
+        found.append("train.offload saves nothing without a GPU: the blocks are in main memory anyway")
+    if not setup.recipe.train.gradient_checkpointing:
+        found.append(
+            "train.offload without gradient_checkpointing: activations stay, and with mixed precision "
+            "so do copies of weights that are kept in another type"
+        )
+    return found
 
 
 def _rates(setup: Setup) -> list[str]:

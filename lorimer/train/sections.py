@@ -203,7 +203,8 @@ class TrainSection(Section):
     """How the adapter is kept: bf16 takes half the memory, its updates rounded at random so that small ones
     are not lost (arXiv 2010.06192)."""
     base_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """How the frozen weights are kept: `auto` is float32 without mixed precision, else its type."""
+    """How the frozen weights are kept: `auto` is float32 without mixed precision, else its type; a model of
+    your own (task `module`) is left as you made it."""
     base_precision: Literal["exact", "int8", "8bit", "nf4"] = "exact"
     """How the frozen base is kept and multiplies: as it is; `int8`, in 8-bit integers (quicker, its weights
     stay as they are); `8bit`, `nf4`, kept in 8 or 4 bits (less memory, slower, not exactly the base)."""
