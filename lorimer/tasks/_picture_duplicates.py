@@ -8,7 +8,7 @@ for a blue one; the thumbnail sees colour and brightness.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,23 +73,28 @@ def perceptual_hash(picture: Image) -> int:
 
 
 def duplicates(pictures: Sequence[Likeness]) -> list[Duplicate]:
-    """Every pair of alike pictures, in order."""
-    return list(_pairs(pictures))
-
-
-def _pairs(pictures: Sequence[Likeness]) -> Iterator[Duplicate]:
-    bits = np.array([each.bits for each in pictures], dtype=np.uint64)
+    """For each picture like an earlier one the first such, of those that are no duplicates themselves: a
+    thousand equal pictures are not a million pairs, and leaving out every second leaves one of each."""
+    found: list[Duplicate] = []
+    kept: list[int] = []
+    bits = np.zeros(len(pictures), dtype=np.uint64)  # of the kept ones, at the front
     for second, picture in enumerate(pictures):
-        distances = np.bitwise_count(bits[:second] ^ bits[second])
-        for first in np.flatnonzero(distances <= _MAX_BITS).tolist():
-            other = pictures[first]
-            exact = other.digest == picture.digest
-            if exact or _same_colours(other.thumbnail, picture.thumbnail):
-                yield Duplicate(first, second, exact)
+        near = np.bitwise_count(bits[: len(kept)] ^ np.uint64(picture.bits)) <= _MAX_BITS
+        first = next(
+            (kept[each] for each in np.flatnonzero(near) if _alike(pictures[kept[each]], picture)), None
+        )
+        if first is None:
+            bits[len(kept)] = picture.bits
+            kept.append(second)
+        else:
+            found.append(Duplicate(first, second, pictures[first].digest == picture.digest))
+    return found
 
 
-def _same_colours(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).mean()) <= _MAX_COLOUR
+def _alike(one: Likeness, other: Likeness) -> bool:
+    """Whether the thumbnails of two pictures of like structure are alike."""
+    difference = np.abs(one.thumbnail.astype(np.int16) - other.thumbnail.astype(np.int16))
+    return float(difference.mean()) <= _MAX_COLOUR
 
 
 def _cosines() -> NDArray[np.float64]:

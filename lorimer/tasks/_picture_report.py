@@ -59,11 +59,7 @@ def without_duplicates(
     lines = _lines(ranked, pairs, len(training))
     if not (drop and pairs):
         return list(training), list(held_out), lines
-    gone: set[int] = set()
-    for pair in sorted(pairs, key=lambda pair: pair.second):
-        if pair.first not in gone:
-            gone.add(pair.second)
-    dropped = {id(ranked[place]) for place in gone}
+    dropped = {id(ranked[pair.second]) for pair in pairs}
     lines.append(f"left out, as they are there already: {len(dropped)}")
     left = [[each for each in part if id(each) not in dropped] for part in (training, held_out)]
     return left[0], left[1], lines
