@@ -115,6 +115,7 @@ class AttachedAdapter:
             config=methods[0].config() if methods else {},
             layers=layers,
             components=tuple(getattr(self.model, "components", ())),
+            metadata=_family_of(self.model),
             full=full,
         )
 
@@ -131,6 +132,13 @@ class AttachedAdapter:
             if not site.geometry.mirrored:
                 own.setdefault(id(site.slots[self.name]), (path, site))
         return dict(own.values())
+
+
+def _family_of(model: nn.Module) -> dict[str, str]:
+    """What files must say of a picture model: which family it is of, if it has a `family`, or its name."""
+    family = getattr(model, "family", None)
+    name = getattr(family, "name", family)
+    return {"family": name} if isinstance(name, str) else {}
 
 
 def _layer_state(site: Site, adapter: Adapter) -> LayerState:

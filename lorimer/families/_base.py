@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lorimer.families._names import FileNames
+
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
 
@@ -94,6 +96,7 @@ class Family(ABC):
     Attributes:
         pipeline: the name of diffusers' pipeline class.
         pipeline_options: further arguments of its constructor.
+        pipeline_settings: arguments of it that a folder's model_index.json may set.
         parts: component -> what it is, in diffusers' folder layout.
         denoiser: the component that denoises, "unet" or "transformer".
         text_encoders: components that read the caption, in order.
@@ -107,6 +110,7 @@ class Family(ABC):
     description: ClassVar[str]
     pipeline: ClassVar[str]
     pipeline_options: ClassVar[Mapping[str, Any]] = {}
+    pipeline_settings: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[Mapping[str, Part]]
     denoiser: ClassVar[str] = "transformer"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
@@ -114,6 +118,7 @@ class Family(ABC):
     times: ClassVar[TimeSampling] = TimeSampling()
     guidance: ClassVar[float] = 4.0
     targets: ClassVar[tuple[str, ...]] = ("attention",)
+    kohya: ClassVar[FileNames] = FileNames()  # what its layers are called in adapter files
     clip_skip: ClassVar[bool] = False  # whether `encode` can leave out CLIP's last layers
 
     @classmethod
@@ -165,12 +170,18 @@ class Family(ABC):
         velocity dx/dt for a diffusion family, the flow ε - x0 for a flow family.
 
         Args:
+            noisy: in the denoiser's precision, as are the embeddings in `conditioning`.
             times: (batch,), integer timesteps of a diffusion family, or σ of a flow family.
             conditioning: what `encode` gave, and "sizes" (batch, 6): the picture's height and width before
                 it was cropped, the crop's top and left, and its height and width, in pixels.
         """
 
     # ---- what comes out
+
+    @staticmethod
+    def mended(pipeline: Any) -> Any:
+        """A pipeline that was just made, with what diffusers has wrong for this family put right."""
+        return pipeline
 
     @classmethod
     def sampling(cls, guidance: float, negative: list[str]) -> dict[str, Any]:
@@ -192,6 +203,13 @@ class Family(ABC):
     def resolution(cls, model: DiffusionModel) -> int:
         """The side in pixels of the square pictures that such a model was made for."""
         return 1024
+
+
+def trimmed(hidden: Tensor, mask: Tensor) -> Conditioning:
+    """Embeddings (batch, length, width) and their mask (batch, length) without the end that the mask hides in
+    all of them."""
+    length = int(mask.sum(1).max())
+    return {"hidden": hidden[:, :length], "mask": mask[:, :length]}
 
 
 def pack(latents: Tensor, patch: int = 2) -> Tensor:

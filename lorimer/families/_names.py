@@ -113,6 +113,8 @@ class ComponentNames:
 
     def place(self, path: str) -> Place | None:
         """Where the module at `path` lies in kohya's files; None where it has no name there."""
+        if self.level and path.startswith(self.level):
+            return None
         if self.vocabulary:
             name = self.level + path
             return _alone(name, path) if self._spelled(name.replace(".", "_")) == name else None
@@ -202,6 +204,8 @@ class FileNames:
         architecture: ModelSpec's name of it, e.g. "stable-diffusion-v1"; of a model that predicts velocity
             `velocity_architecture`, where that is another.
         base_version: kohya's `ss_base_model_version`.
+        side: of the pictures that such models were made for, in pixels.
+        known_as: what header entries of other programs begin with, beside these two names.
         widths: end of a path -> how many inputs the layer has, which tells families with equal names apart.
         header: further entries of the header.
     """
@@ -210,6 +214,8 @@ class FileNames:
     architecture: str = ""
     velocity_architecture: str = ""
     base_version: str = ""
+    side: int = 1024
+    known_as: tuple[str, ...] = ()
     widths: Mapping[str, int] = field(default_factory=dict)
     header: Mapping[str, str] = field(default_factory=dict)
 
@@ -228,6 +234,16 @@ class FileNames:
             if found:
                 return tuple(_whole(each, component, names.prefix) for each in found)
         return ()
+
+    def token_rows(self, module: str) -> TokenRows | None:
+        """The embedding at a path, component first; None where no new tokens can be added to it."""
+        component, _, rest = module.partition(".")
+        tokens = self.components[component].tokens if component in self.components else None
+        return tokens if tokens and tokens.module == rest else None
+
+    def token_keys(self) -> frozenset[str]:
+        """How bundled embeddings call its text encoders."""
+        return frozenset(names.tokens.key for names in self.components.values() if names.tokens)
 
     def module_path(self, component: str, path: str) -> str:
         """The module's path of a layer that files of diffusers and PEFT call `path` in a component."""

@@ -35,4 +35,5 @@ FLUX = FileNames(
     },
     architecture="flux-1-dev",
     base_version="flux1",
+    known_as=("flux.1", "flux-1"),
 )

@@ -35,4 +35,5 @@ FLUX2 = FileNames(
     },
     architecture="flux-2-klein",
     base_version="flux2",
+    known_as=("flux-2", "flux.2"),
 )

@@ -40,4 +40,5 @@ LUMINA2 = FileNames(
     },
     architecture="lumina-2",
     base_version="lumina2",
+    known_as=("lumina",),
 )

@@ -23,4 +23,5 @@ QWEN_IMAGE = FileNames(
     },
     architecture="qwen-image",
     base_version="qwen_image",
+    known_as=("qwen",),
 )

@@ -47,4 +47,5 @@ SD3 = FileNames(
     },
     architecture="stable-diffusion-v3-medium",
     base_version="sd3",
+    known_as=("stable-diffusion-3", "medium", "5-"),
 )

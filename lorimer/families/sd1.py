@@ -17,6 +17,8 @@ from lorimer.families._base import (
     Family,
     Part,
 )
+from lorimer.families._names import FileNames
+from lorimer.families._names_unet import clip_names, unet_names
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
@@ -43,7 +45,19 @@ class StableDiffusion1(Family):
     denoiser = "unet"
     process = "diffusion"
     guidance = 7.5
+    kohya: ClassVar = FileNames(
+        {
+            "unet": unet_names(4, (0, 1, 2), native=False),
+            "text_encoder": clip_names("lora_te_", "clip_l"),
+        },
+        architecture="stable-diffusion-v1",
+        base_version="sd_v1",
+        side=512,
+        widths={"attn2.to_k": 768, "attn2.to_v": 768, "self_attn.q_proj": 768},
+        header={"ss_v2": "False"},
+    )
     clip_skip = True
+    wide: ClassVar[bool] = False  # whether captions come from the second version's larger text encoder
 
     @classmethod
     def fits(cls, configs: Mapping[str, Config]) -> bool:
@@ -51,7 +65,7 @@ class StableDiffusion1(Family):
         return (
             super().fits(configs)
             and unet.get("addition_embed_type") != "text_time"  # the embedded model has "text"
-            and unet.get("cross_attention_dim") != 1024
+            and (unet.get("cross_attention_dim") == 1024) == cls.wide
         )
 
     @staticmethod

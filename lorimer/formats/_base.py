@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lorimer.adapters._state import AdapterState
+from lorimer.formats._dialects import as_read_back
 
 
 class Format(ABC):
@@ -30,6 +31,15 @@ class Format(ABC):
         Raises:
             FileFormatError: broken, incomplete or hostile; every key that was not understood is listed.
         """
+
+    @classmethod
+    def kept(cls, state: AdapterState) -> AdapterState:
+        """What reading gives back of `state` once written: the same update of every layer.
+
+        Raises:
+            FileFormatError: this format cannot hold that state.
+        """
+        return as_read_back(state, cls.dialect, cls.name)
 
     @staticmethod
     @abstractmethod

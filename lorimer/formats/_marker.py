@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorimer import registry
@@ -18,8 +18,9 @@ from lorimer.formats.safe_io import parse_json
 MARKER = "lorimer_adapter"
 
 
-def write_marker(state: AdapterState) -> dict[str, str]:
-    """The header entry that keeps method, config and facts in a format without a place for them."""
+def write_marker(state: AdapterState, fused: Mapping[str, Sequence[int]] | None = None) -> dict[str, str]:
+    """The header entry that keeps method, config and facts in a format without a place for them; for layers
+    that the file keeps as one, also the ranks of their parts."""
     facts = {
         "method": state.method,
         "config": state.config,
@@ -28,6 +29,8 @@ def write_marker(state: AdapterState) -> dict[str, str]:
     }
     if state.full:
         facts["full"] = sorted(state.full)
+    if fused:
+        facts["fused"] = {name: list(ranks) for name, ranks in fused.items()}
     return {MARKER: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
 
 
@@ -40,6 +43,7 @@ class Marker:
     components: tuple[str, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     full: tuple[str, ...] = ()
+    fused: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
 
 def read_marker(header: Mapping[str, str], where: str) -> Marker:
@@ -53,15 +57,23 @@ def read_marker(header: Mapping[str, str], where: str) -> Marker:
     where = f"{where}: header entry {MARKER}"
     facts = parse_json(header[MARKER], where)
     known = {"method", "config", "components", "metadata"}
-    if not isinstance(facts, dict) or not known <= facts.keys() <= known | {"full"}:
+    if not isinstance(facts, dict) or not known <= facts.keys() <= known | {"full", "fused"}:
         raise FileFormatError(f"{where}: must hold method, config, components and metadata")
     full = facts.get("full", [])
     if not isinstance(full, list) or not all(isinstance(name, str) for name in full):
         raise FileFormatError(f"{where}: full must be a list of names")
+    fused = facts.get("fused", {})
+    if not isinstance(fused, dict) or not all(map(_are_ranks, fused.values())):
+        raise FileFormatError(f"{where}: fused must map names to ranks")
     method = checked_method(facts["method"], where)
     config = checked_config(registry.get("method", method), facts["config"], where)
     components = checked_components(facts["components"], where)
-    return Marker(method, config, components, checked_metadata(facts["metadata"], where), tuple(full))
+    metadata = checked_metadata(facts["metadata"], where)
+    return Marker(method, config, components, metadata, tuple(full), fused)
+
+
+def _are_ranks(value: Any) -> bool:
+    return isinstance(value, list) and all(type(rank) is int and rank >= 0 for rank in value)
 
 
 _ABSOLUTE = re.compile(

@@ -18,7 +18,7 @@ from lorimer import registry
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
 from lorimer.formats._base import Format
-from lorimer.formats._checks import header_of, read_adapter_tensors, require_suffix
+from lorimer.formats._checks import alpha_value, header_of, read_adapter_tensors, require_suffix, shown
 from lorimer.formats._components import (
     COMPONENTS,
     file_prefix,
@@ -36,11 +36,13 @@ from lorimer.formats._dialects import (
     require_nothing_in_full,
     sort_by_layer,
 )
+from lorimer.formats._families import FAMILY, names_in_files, names_of
 from lorimer.formats._marker import read_marker, write_marker
 from lorimer.formats._peft_config import peft_config, read_peft_config
 from lorimer.formats.safe_io import parse_json, write_safetensors
 
 _ENTRY = "lora_adapter_metadata"
+_ALPHA = ".alpha"  # which some other programs write
 
 
 class DiffusersFormat(Format):
@@ -61,7 +63,13 @@ class DiffusersFormat(Format):
         tensors, header = read_adapter_tensors(path)
         where = str(path)
         marker = read_marker(header, where)
-        method, found = sort_by_layer(tensors, "peft", where, marker.method)
+        alphas = {key.removesuffix(_ALPHA): value for key, value in tensors.items() if key.endswith(_ALPHA)}
+        weights = {key: tensor for key, tensor in tensors.items() if not key.endswith(_ALPHA)}
+        method, found = sort_by_layer(weights, "peft", where, marker.method)
+        astray = [name + _ALPHA for name in alphas if name not in found]
+        if astray:
+            raise FileFormatError(f"{path}: alphas without a layer: {shown(astray)}")
+        names = names_in_files(marker.metadata.get(FAMILY), found)
         config = _config(header, where)
         by_component: dict[str, dict[str, FoundLayer]] = {}
         for layer, own in found.items():
@@ -71,9 +79,10 @@ class DiffusersFormat(Format):
             by_component.setdefault(component, {})[rest] = own
         layers: dict[str, LayerState] = {}
         for component, its in by_component.items():
-            prefix = file_prefix(component)
+            prefix = file_prefix(component, names)
             paths = module_paths({layer: layer.removeprefix(prefix) for layer in its}, where)
             inner = {paths[layer]: own for layer, own in its.items()}
+            filed_names = {f"{component}.{paths[layer]}": f"{component}.{layer}" for layer in its}
             ranks = {
                 layer: rank_of(method, own.tensors, f"{where}: {layer!r}") for layer, own in inner.items()
             }
@@ -90,6 +99,9 @@ class DiffusersFormat(Format):
             for layer, own in inner.items():
                 rank, alpha = settled.get(layer, (None, None))
                 name = f"{component}.{layer}"
+                filed = filed_names[name]
+                if filed in alphas:
+                    alpha = alpha_value(alphas[filed], f"{where}: {filed!r}")
                 layers[name] = make_layer(
                     method,
                     own.tensors,
@@ -117,17 +129,19 @@ class DiffusersFormat(Format):
         keyed = keyed_tensors(state, "peft", "diffusers")
         tensors: dict[str, Tensor] = {}
         config: dict[str, object] = {}
-        for component, layers in split_components(state, "diffusers").items():
+        names = names_of(state)
+        for component, layers in split_components(state, "diffusers", names).items():
             if component not in COMPONENTS:
                 raise FileFormatError(
                     f"the diffusers format knows no component {component!r}, only {', '.join(COMPONENTS)}; "
                     "use format 'peft' or 'lorimer'"
                 )
-            its_config = peft_config(method, layers, state.config, optional_prefix=file_prefix(component))
+            prefix = file_prefix(component, names)
+            its_config = peft_config(method, layers, state.config, optional_prefix=prefix)
             config.update({f"{component}.{key}": value for key, value in its_config.items()})
             for layer in layers:
                 for suffix, tensor in keyed[f"{component}.{layer}"].items():
-                    tensors[f"{component}.{to_file_path(component, layer)}.{suffix}"] = tensor
+                    tensors[f"{component}.{to_file_path(component, layer, names)}.{suffix}"] = tensor
         header = {"format": "pt", _ENTRY: json.dumps(config, ensure_ascii=False), **write_marker(state)}
         write_safetensors(tensors, path, header)
 

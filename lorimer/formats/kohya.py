@@ -3,71 +3,38 @@
     "lora_unet_down_blocks_0_..._to_q.lora_down.weight", ".lora_up.weight", ".alpha"
 
 The update is alpha / rank · up · down for each layer; a missing alpha means scale 1. diffusers takes the most
-common alpha for all of a kohya file: where alphas are mixed, write diffusers' own format for it.
+common alpha for all of such a file: where alphas are mixed, write diffusers' own format for it.
 
-The header says what was trained in `ss_*` entries (kohya-ss/sd-scripts) and `modelspec.*` entries
-(Stability-AI/ModelSpec 1.0.1).
+What a layer is called depends on the family of models (`families/_names.py`). Files of ComfyUI
+("diffusion_model.<native path>.lora_A.weight"), OneTrainer and SimpleTuner are read, too.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lorimer import registry
+from lorimer.adapters._base import Method
 from lorimer.adapters._state import AdapterState, LayerState
 from lorimer.errors import FileFormatError
+from lorimer.families._names import FileNames, Place
 from lorimer.formats._base import Format
-from lorimer.formats._checks import (
-    alpha_tensor,
-    alpha_value,
-    header_of,
-    most_common,
-    plain_number,
-    read_adapter_tensors,
-    require_suffix,
-    shown,
-)
-from lorimer.formats._components import module_paths, present_components, split_components
-from lorimer.formats._dialects import (
-    in_dialect,
-    keyed_tensors,
-    make_layer,
-    require_nothing_in_full,
-    sort_by_layer,
-)
-from lorimer.formats._kohya_names import is_sdxl, kohya_name, module_path
-from lorimer.formats._marker import portable, read_marker, write_marker
-from lorimer.formats.safe_io import (
-    safetensors_bytes,
-    write_files_atomic,
-)
-
-_ALPHA = ".alpha"
-# Our names of facts -> header entries that carry them; a foreign file's are read back in this order.
-_ENTRIES = {
-    "author": ("modelspec.author",),
-    "base_model": ("ss_sd_model_name",),
-    "date": ("modelspec.date",),
-    "description": ("modelspec.description",),
-    "epochs": ("ss_epoch",),
-    "learning_rate": ("ss_learning_rate",),
-    "license": ("modelspec.license",),
-    "pictures": ("ss_num_train_images",),
-    "prediction_type": ("modelspec.prediction_type",),
-    "resolution": ("modelspec.resolution", "ss_resolution"),
-    "seed": ("ss_seed",),
-    "steps": ("ss_steps", "ss_max_train_steps"),
-    "tag_frequency": ("ss_tag_frequency",),
-    "tags": ("modelspec.tags",),
-    "thumbnail": ("modelspec.thumbnail",),
-    "title": ("modelspec.title", "ss_output_name"),
-    "trigger": ("modelspec.trigger_phrase",),
-    "usage_hint": ("modelspec.usage_hint",),
-}
+from lorimer.formats._bundle import PREFIX, TOKENS, bundled, in_order_of_tokens, unbundled
+from lorimer.formats._checks import alpha_tensor, header_of, read_adapter_tensors, require_suffix
+from lorimer.formats._components import require_components
+from lorimer.formats._dialects import as_read_back, in_dialect, keyed_tensors
+from lorimer.formats._families import family_to_write
+from lorimer.formats._fused import fuse, swap_halves
+from lorimer.formats._kohya_reading import BEGINNINGS, read_layers
+from lorimer.formats._marker import read_marker, write_marker
+from lorimer.formats._model_spec import foreign_metadata, hashes, header_entries
+from lorimer.formats.safe_io import safetensors_bytes, write_files_atomic
 
 
 class KohyaFormat(Format):
@@ -79,124 +46,107 @@ class KohyaFormat(Format):
 
     @staticmethod
     def detect(path: Path) -> bool:
-        return any(key.startswith(("lora_unet_", "lora_te")) for key in header_of(path).tensors)
+        return any(key.startswith(BEGINNINGS) for key in header_of(path).tensors)
 
     @staticmethod
     def read(path: Path) -> AdapterState:
         tensors, header = read_adapter_tensors(path)
         where = str(path)
-        xl = [key for key in tensors if is_sdxl(key)]
-        if xl:
-            raise FileFormatError(
-                f"{path}: made for Stable Diffusion XL or in original block names ({xl[0]!r}), which lorimer "
-                "cannot read yet; convert it to diffusers' names with diffusers' load_lora_weights and "
-                "save_lora_weights"
-            )
         marker = read_marker(header, where)
-        alphas = {key.removesuffix(_ALPHA): tensor for key, tensor in tensors.items() if key.endswith(_ALPHA)}
-        weights = {key: tensor for key, tensor in tensors.items() if not key.endswith(_ALPHA)}
-        method, found = sort_by_layer(weights, "kohya", where, marker.method)
-        unknown = [name for name in found if module_path(name) is None]
-        if unknown:
-            raise FileFormatError(f"{path}: layers that no known U-Net or CLIP has: {shown(unknown)}")
-        astray = [name + _ALPHA for name in alphas if name not in found]
-        if astray:
-            raise FileFormatError(f"{path}: alphas without a layer: {shown(astray)}")
-        paths = module_paths({name: str(module_path(name)) for name in found}, where)
-        layers: dict[str, LayerState] = {}
-        for name, own in found.items():
-            place = f"{where}: {name!r}"
-            alpha = alpha_value(alphas[name], place) if name in alphas else None
-            layers[paths[name]] = make_layer(
-                method, own.tensors, place, rank=None, alpha=alpha, kind=own.kind, dialect="kohya"
-            )
+        bundle = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
+        weights = {key: tensor for key, tensor in tensors.items() if key not in bundle}
+        method, layers, family = read_layers(weights, bundle, marker, header, where)
+        metadata = dict(marker.metadata or foreign_metadata(header))
+        if family.sure:
+            metadata.setdefault("family", family.name)
+        full, tokens = unbundled(bundle, family.names, metadata, where)
+        if full:
+            metadata[TOKENS] = metadata.get(TOKENS, tokens)
+        missing = set(marker.full) - full.keys()
+        if missing:
+            raise FileFormatError(f"{path}: incomplete, it lacks {', '.join(sorted(missing))}")
         config = marker.config if marker.method else method.config_of(layers)
-        components = present_components(layers, marker.components)
-        metadata = marker.metadata or _foreign_metadata(header)
-        return AdapterState(method.name, layers, config, components, metadata)
+        present = dict.fromkeys(name.partition(".")[0] for name in (*layers, *full))
+        declared = marker.components
+        components = declared if present.keys() <= set(declared) else tuple(present)
+        return AdapterState(method.name, layers, config, components, metadata, full)
+
+    @classmethod
+    def kept(cls, state: AdapterState) -> AdapterState:
+        read_back = as_read_back(state, cls.dialect, cls.name)
+        evened = _evened(read_back, family_to_write(state, cls.name).names)
+        return dataclasses.replace(evened, full=in_order_of_tokens(state))
 
     @staticmethod
     def write(state: AdapterState, path: Path) -> None:
         require_suffix(path)
-        require_nothing_in_full(state, "kohya")
         state = in_dialect(state, "kohya", "kohya")
+        require_components(state, "kohya")
+        names = family_to_write(state, "kohya").names
+        state = _evened(state, names)
         keyed = keyed_tensors(state, "kohya", "kohya")
-        tensors: dict[str, Tensor] = {}
-        for component, layers in split_components(state, "kohya").items():
-            for layer, own in layers.items():
-                name = kohya_name(component, layer)
-                tensors[name + _ALPHA] = alpha_tensor(own.alpha)
-                for suffix, tensor in keyed[f"{component}.{layer}"].items():
-                    tensors[f"{name}.{suffix}"] = tensor
-        header = _header(state, path)
-        header["sshs_model_hash"], header["sshs_legacy_hash"] = _hashes(tensors, header)
-        write_files_atomic({path: safetensors_bytes(tensors, {**header, **write_marker(state)})})
+        suffixes = {suffix for own in keyed.values() for suffix in own}
+        tensors = bundled(state, names, "kohya")
+        ranks: dict[str, list[int]] = {}
+        for place, members in _by_name(state, names):
+            try:
+                own, of_parts = _together(place, [keyed.get(path) for path in place.modules])
+            except FileFormatError as error:
+                raise FileFormatError(_cannot_hold(place, error)) from error
+            if len(of_parts) > 1:
+                ranks[place.native] = of_parts
+            scale = next(iter(members.values())).scale
+            tensors.update({f"{place.native}.{suffix}": tensor for suffix, tensor in own.items()})
+            rank = sum(layer.rank for layer in members.values())
+            tensors[f"{place.native}.alpha"] = alpha_tensor(scale * rank)
+        header = header_entries(state, path, names, suffixes)
+        header.update(hashes(tensors, header))
+        write_files_atomic({path: safetensors_bytes(tensors, {**header, **write_marker(state, ranks)})})
 
 
-def _header(state: AdapterState, path: Path) -> dict[str, str]:
-    """Header entries that programs and managers of model files look at."""
-    facts = {"title": path.stem, **portable(state.metadata)}
-    layers = state.layers.values()
-    known = registry.get("method", state.method).tensors
-    suffixes = {known[name]["kohya"] for layer in layers for name in layer.tensors}
-    is_plain = suffixes == {"lora_down.weight", "lora_up.weight"}  # all that kohya's own module has
-    header = {
-        "ss_network_module": "networks.lora" if is_plain else "lycoris.kohya",
-        "ss_network_dim": str(most_common(layer.rank for layer in layers)),
-        "ss_network_alpha": str(plain_number(most_common(layer.alpha for layer in layers))),
-        "ss_network_args": json.dumps(_network_args(state)),
-        "ss_base_model_version": "sd_v1",
-        "ss_v2": "False",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.implementation": "diffusers",
-    }
-    for fact, value in facts.items():
-        header.update(dict.fromkeys(_ENTRIES.get(fact, ()), value))
-    side = facts.get("resolution", "512")  # ModelSpec asks for one, as 512x512
-    header["modelspec.resolution"] = f"{side}x{side}" if side.isdigit() else side
-    return header
+def _by_name(state: AdapterState, names: FileNames) -> Iterator[tuple[Place, dict[str, LayerState]]]:
+    """(place, layers that lie there by path), for each of the file's layers."""
+    found: dict[str, tuple[Place, dict[str, LayerState]]] = {}
+    for path, layer in state.layers.items():
+        place = names.place(path)
+        assert place is not None  # `family_to_write` saw to it
+        found.setdefault(place.native, (place, {}))[1][path] = layer
+    yield from found.values()
 
 
-def _network_args(state: AdapterState) -> dict[str, str]:
-    """kohya's `conv_dim` and `conv_alpha`, where layers with kernels beyond 1 x 1 are adapted."""
+def _together(place: Place, parts: list[dict[str, Tensor] | None]) -> tuple[dict[str, Tensor], list[int]]:
+    """(tensors of the file's layer, ranks of its parts)."""
+    if len(parts) > 1:
+        return fuse(parts, place.shares)
+    own = parts[0]
+    assert own is not None
+    return swap_halves(own) if place.halves_swapped else own, []
+
+
+def _evened(state: AdapterState, names: FileNames) -> AdapterState:
+    """The adapter with one scale for all the parts of each layer of the file, which has one alpha for them.
+    The others' factor goes into their tensors, in float32."""
     method = registry.get("method", state.method)
-    kernels = [
-        layer
-        for layer in state.layers.values()
-        if any(
-            tensor.ndim == 4 and tensor.shape[2:].numel() > 1
-            for name, tensor in layer.tensors.items()
-            if name in method.rank_axes
-        )
-    ]
-    if not kernels:
-        return {}
-    return {
-        "conv_dim": str(most_common(layer.rank for layer in kernels)),
-        "conv_alpha": str(plain_number(most_common(layer.alpha for layer in kernels))),
-    }
+    layers = dict(state.layers)
+    for place, members in _by_name(state, names):
+        scale = next(iter(members.values())).scale
+        if len(place.modules) > 1 and any(not math.isclose(each.scale, scale) for each in members.values()):
+            layers.update({path: _scaled(layer, scale, method) for path, layer in members.items()})
+    return dataclasses.replace(state, layers=layers)
 
 
-def _hashes(tensors: dict[str, Tensor], header: dict[str, str]) -> tuple[str, str]:
-    """SHA-256 of the tensors' bytes, and the older one of 64 kB behind the first megabyte of the file as it
-    is with `ss_*` entries alone: what extensions of A1111 know a file by."""
-    pieces = safetensors_bytes(tensors, {key: value for key, value in header.items() if key[:3] == "ss_"})
-    whole, window, place = hashlib.sha256(), hashlib.sha256(), 0
-    begin, end = 0x100000, 0x110000
-    for number, piece in enumerate(pieces):
-        if number >= 2:  # behind the header
-            whole.update(piece)
-        window.update(piece[max(begin - place, 0) : max(end - place, 0)])
-        place += len(piece)
-    return whole.hexdigest(), window.hexdigest()[:8]
+def _scaled(layer: LayerState, scale: float, method: type[Method]) -> LayerState:
+    """The same update at another scale."""
+    tensors = {name: tensor.to(torch.float32) for name, tensor in layer.tensors.items()}
+    for name in tensors:
+        if method.tensors.get(name, {}).get("kohya") in ("lora_up.weight", "hada_w1_a"):
+            tensors[name] = tensors[name] * (layer.scale / scale)
+    return dataclasses.replace(layer, tensors=tensors, alpha=scale * layer.rank)
 
 
-def _foreign_metadata(header: dict[str, str]) -> dict[str, str]:
-    """Facts from another program's header entries."""
-    found = {}
-    for fact, entries in _ENTRIES.items():
-        values = [header[entry] for entry in entries if header.get(entry, "None") not in ("", "None")]
-        if values:
-            found[fact] = values[0]
-    return found
+def _cannot_hold(place: Place, error: FileFormatError) -> str:
+    modules = " and ".join(repr(module) for module in place.modules)
+    return (
+        f"the kohya format keeps {modules} in one layer, {place.native!r}, and cannot hold adapters {error}. "
+        "Use format 'lorimer' or 'diffusers', or turn them into plain LoRA first (lorimer.to_lora)"
+    )

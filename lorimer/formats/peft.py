@@ -26,6 +26,7 @@ from lorimer.formats._components import (
     split_components,
 )
 from lorimer.formats._dialects import in_dialect, keyed_tensors, make_layer, rank_of, sort_by_layer
+from lorimer.formats._families import FAMILY, names_in_files, names_of
 from lorimer.formats._marker import portable, read_marker, write_marker
 from lorimer.formats._peft_config import method_of, peft_config, read_peft_config
 from lorimer.formats._peft_full import full_from_peft, full_to_peft
@@ -85,7 +86,8 @@ class PeftFormat(Format):
         method = registry.get("method", state.method)
         state = in_dialect(state, "peft", "peft")
         keyed = keyed_tensors(state, "peft", "peft")
-        parts = split_components(state, "peft") if state.components else {"": state.layers}
+        names = names_of(state)
+        parts = split_components(state, "peft", names) if state.components else {"": state.layers}
         _refuse_leftovers(path, set(parts))
         _require_adapted(state, parts)
         base = state.metadata.get("base_model")
@@ -134,7 +136,9 @@ def _read_part(folder: Path, component: str) -> AdapterState:
     method, found = sort_by_layer(bare, "peft", where, marker.method or method_of(config, where))
     ranks = {layer: rank_of(method, own.tensors, f"{where}: {layer!r}") for layer, own in found.items()}
     settled = read_peft_config(config, method, ranks, f"{where}/{_CONFIG}")
-    paths = module_paths({layer: from_file_path(component, layer) for layer in found}, where)
+    family = marker.metadata.get(FAMILY)
+    names = names_in_files(family, [f"{component}.{layer}" for layer in found]) if component else None
+    paths = module_paths({layer: from_file_path(component, layer, names) for layer in found}, where)
     layers: dict[str, LayerState] = {}
     for layer, own in found.items():
         rank, alpha = settled[layer]
@@ -145,7 +149,7 @@ def _read_part(folder: Path, component: str) -> AdapterState:
     its_config = marker.config if marker.method else told
     if config.get("lora_bias") and not its_config.get("bias"):
         raise FileFormatError(f"{where}: lora_bias says that biases were trained, and the file holds none")
-    placed = {from_file_path(component, name): each for name, each in full.items()}
+    placed = {from_file_path(component, name, names): each for name, each in full.items()}
     missing = [name for name in marker.full if name not in placed and _belongs(name, component)]
     if missing:
         raise FileFormatError(f"{where}: incomplete, it lacks {shown(missing)}")

@@ -10,7 +10,6 @@ import torch
 from lorimer import registry
 from lorimer.adapters._state import AdapterState
 from lorimer.errors import FileFormatError, UsageError
-from lorimer.formats._dialects import as_read_back
 from lorimer.ops.files import in_precision, read
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -41,7 +40,7 @@ def convert(
     if dtype is not None:
         state = in_precision(state, precision(dtype))
     format.write(state, target)
-    require_same(as_read_back(state, format.dialect, format.name), format.read(target), str(target))
+    require_same(format.kept(state), format.read(target), str(target))
     return target
 
 

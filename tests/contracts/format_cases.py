@@ -63,6 +63,7 @@ def picture_model() -> nn.Module:
         }
     )
     model.components = ("unet", "text_encoder")  # type: ignore[assignment]
+    model.family = "sd1"  # type: ignore[assignment]
     return model
 
 

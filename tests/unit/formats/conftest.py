@@ -29,6 +29,7 @@ class Parts(nn.Module):
     """What of a pipeline is adapted."""
 
     components = ("unet", "text_encoder")
+    family = "sd1"
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__()

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import lorimer
+from lorimer import registry
 from lorimer.errors import FileFormatError
 from lorimer.formats import safe_io
-from lorimer.formats._kohya_names import kohya_name, module_path
 from tests.tolerances import SAME_NETWORK_OUTPUT, relative_difference
 from tests.unit.formats.conftest import MIXED_ALPHAS, MIXED_RANKS, Parts, adapt, outputs
+
+
+NAMES = registry.get("family", "sd1").kohya
 
 
 def names_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -70,7 +73,7 @@ def test_we_read_what_kohya_writes(dtype: torch.dtype, pipeline: Callable[[], An
     path = tmp_path / "adapter.safetensors"
     safe_io.write_safetensors(tensors, path, {"ss_sd_model_name": "sd-v1-5.safetensors", "ss_steps": "None"})
     lorimer.load(Parts(ours), path)
-    assert lorimer.read(path).metadata == {"base_model": "sd-v1-5.safetensors"}
+    assert lorimer.read(path).metadata == {"base_model": "sd-v1-5.safetensors", "family": "sd1"}
     apply(tensors, theirs)
     for one, other in zip(outputs(ours), outputs(theirs), strict=True):
         assert relative_difference(one, other) < SAME_NETWORK_OUTPUT
@@ -115,7 +118,8 @@ def test_names_of_a_whole_stable_diffusion() -> None:
     for component, model in models:
         for path, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
-                assert module_path(kohya_name(component, path)) == f"{component}.{path}"
+                place = NAMES.place(f"{component}.{path}")
+                assert place is not None and NAMES.places(place.native) == (place,)
                 count += 1
     assert count > 900
 
@@ -134,27 +138,12 @@ def test_names_of_a_whole_stable_diffusion() -> None:
     ],
 )
 def test_unknown_names(name: str, tmp_path: Path) -> None:
-    assert module_path(name) is None
+    assert not NAMES.places(name)
     path = tmp_path / "adapter.safetensors"
     tensors = {f"{name}.lora_down.weight": torch.ones(1, 2), f"{name}.lora_up.weight": torch.ones(2, 1)}
     safe_io.write_safetensors(tensors, path)
     with pytest.raises(FileFormatError, match=name):
         lorimer.read(path, format="kohya")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "lora_te1_text_model_encoder_layers_0_mlp_fc1",
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
-    ],
-)
-def test_sdxl_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "adapter.safetensors"
-    tensors = {f"{name}.lora_down.weight": torch.ones(1, 2), f"{name}.lora_up.weight": torch.ones(2, 1)}
-    safe_io.write_safetensors(tensors, path)
-    with pytest.raises(FileFormatError, match="Stable Diffusion XL"):
-        lorimer.read(path)
 
 
 def test_alpha_without_a_layer(tmp_path: Path) -> None:
