@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+import warnings
+from collections.abc import Container, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,11 @@ def family_of(configs: dict[str, Any], where: str) -> type[Family]:
     )
 
 
-def require_parts(folder: Path, family: type[Family]) -> None:
-    """Raise `FileFormatError` that names every part that `folder` lacks."""
+def require_parts(folder: Path, family: type[Family], without: Container[str] = ()) -> None:
+    """Raise `FileFormatError` that names every part that `folder` lacks, but for those in `without`."""
     problems = []
     for name, part in family.parts.items():
-        if part.optional and not (folder / name).is_dir():
+        if name in without or (part.optional and not (folder / name).is_dir()):
             continue
         if not (folder / name / part.config_file).is_file():
             problems.append(f"{name}/{part.config_file} is missing")
@@ -92,6 +93,13 @@ def require_parts(folder: Path, family: type[Family]) -> None:
             f"{folder} is no folder of a {family.pipeline} in safetensors:\n  " + "\n  ".join(problems)
             + "\nDownload the missing parts, or write the folder anew with pipeline.save_pretrained(folder)"
         )  # fmt: skip
+
+
+def pipeline_settings(folder: Path, family: type[Family]) -> dict[str, Any]:
+    """What `folder` says of the settings that the family's pipeline takes."""
+    index = folder / "model_index.json"
+    told = read_json(index) if index.is_file() else {}
+    return {name: told[name] for name in family.pipeline_settings if name in told}
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
@@ -137,7 +145,7 @@ def load_network(folder: Path, part: Part, dtype: torch.dtype) -> nn.Module:
 
 def require_whole(loaded: nn.Module, info: dict[str, Any], where: str) -> None:
     """Raise `FileFormatError` unless the files held each of the network's weights, finite, and no others."""
-    problems = [f"{key} is missing" for key in info["missing_keys"] if not key.endswith(_TIED_KEYS)]
+    problems = [f"{key} is missing" for key in info["missing_keys"] if not may_be_left_out(key)]
     problems += [f"{key} is not known" for key in info["unexpected_keys"] if not key.endswith(_HARMLESS_KEYS)]
     problems += [f"{key[0]} has the wrong shape" for key in info["mismatched_keys"]]
     if not problems:  # weights that are missing have no values to look at
@@ -148,6 +156,11 @@ def require_whole(loaded: nn.Module, info: dict[str, Any], where: str) -> None:
             f"{where}: {len(problems)} weights are wrong for its config.json:\n  {shown}\n"
             "The files are of different models or broken; download the folder anew"
         )
+
+
+def may_be_left_out(key: str) -> bool:
+    """Whether files may lack a weight, since it shares its values with another."""
+    return key.endswith(_TIED_KEYS)
 
 
 def not_finite(network: nn.Module) -> Iterable[str]:
@@ -226,11 +239,14 @@ def _hub_files() -> list[str]:
 
 
 def quiet() -> ExitStack:
-    """Within this context diffusers and transformers log errors alone and draw no progress bars."""
+    """Within this context diffusers and transformers log errors alone, draw no progress bars, and do not tell
+    that diffusers uses what it means to drop."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     stack = ExitStack()
+    stack.enter_context(warnings.catch_warnings())
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for library in (diffusers_logging, transformers_logging):
         stack.callback(library.set_verbosity, library.get_verbosity())
         library.set_verbosity_error()

@@ -32,6 +32,7 @@ from lorimer.tasks._diffusers_folder import (
     family_of_folder,
     folder_from_hub,
     load_part,
+    pipeline_settings,
     quiet,
     require_parts,
     require_picture_packages,
@@ -53,6 +54,7 @@ class DiffusionModel(nn.Module):
             them.
         source: what it was loaded from, as the recipe says it.
         reload: gives one network anew from its files, by its component.
+        settings: what the model's own files say of its pipeline; see `Family.pipeline_settings`.
     """
 
     unet: Any  # one of these is the denoiser
@@ -68,11 +70,13 @@ class DiffusionModel(nn.Module):
         parts: Mapping[str, Any],
         source: str,
         reload: Callable[[str], nn.Module] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.family = family
         self.source = source
         self.reload = reload
+        self.settings = dict(settings or {})
         for name, part in parts.items():
             setattr(self, name, part)
         self.components = tuple(name for name in family.adaptable() if parts.get(name) is not None)
@@ -119,7 +123,11 @@ class DiffusionModel(nn.Module):
             conditioning |= self.condition(captions, clip_skip)
         if "sizes" not in conditioning:
             conditioning["sizes"] = self.default_sizes(noisy)
-        return self.family.predict(self, noisy, times, conditioning)
+        dtype = self.denoiser.dtype
+        known = {
+            name: each.to(dtype) if each.is_floating_point() else each for name, each in conditioning.items()
+        }
+        return self.family.predict(self, noisy.to(dtype), times, known)
 
     def train(self, mode: bool = True) -> DiffusionModel:
         """Put adapters into training mode; frozen parts stay in evaluation mode, as dropout in a frozen
@@ -198,7 +206,8 @@ class DiffusionModel(nn.Module):
         cls: Any = getattr(diffusers, self.family.pipeline)
         parts = {name: part for name, part in self.parts.items() if name != "scheduler"}
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        pipeline = cls(**parts, scheduler=scheduler, **self.family.pipeline_options)
+        options = {**self.family.pipeline_options, **self.settings}
+        pipeline = self.family.mended(cls(**parts, scheduler=scheduler, **options))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -234,7 +243,7 @@ def load_diffusion(model: str, dtype: torch.dtype = torch.float32) -> DiffusionM
 
     parts = {name: load(name) for name in family.parts}
     require_process(parts["scheduler"], family, str(folder / "scheduler"))
-    return DiffusionModel(family, parts, model, load)
+    return DiffusionModel(family, parts, model, load, pipeline_settings(folder, family))
 
 
 def alphas_cumprod(scheduler: Any) -> Tensor:
@@ -291,7 +300,7 @@ def sample(
         for start in range(0, len(prompts), batch_size):
             batch = list(prompts[start : start + batch_size])
             arrays = pipeline(
-                batch,
+                prompt=batch,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
                 num_inference_steps=steps,
                 height=side,

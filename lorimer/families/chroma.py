@@ -1,0 +1,85 @@
+"""Chroma: FLUX.1 schnell with a small network in place of its modulation, T5 alone, real guidance (Lodestone
+Rock 2025; the model card of Chroma1-HD)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lorimer.families._base import (
+    KL_VAE,
+    SCHEDULER,
+    T5,
+    T5_TOKENIZER,
+    Conditioning,
+    Family,
+    Part,
+    TimeSampling,
+    image_ids,
+    pack,
+    trimmed,
+    unpack,
+)
+from lorimer.families._names_chroma import CHROMA
+
+if TYPE_CHECKING:
+    from lorimer.tasks._diffusion import DiffusionModel
+
+
+class Chroma(Family):
+    """See the module. It was trained to see a caption and the first padding token behind it."""
+
+    name = "chroma"
+    description = "Chroma1"
+    pipeline = "ChromaPipeline"
+    parts: ClassVar = {
+        "transformer": Part("diffusers", "ChromaTransformer2DModel"),
+        "text_encoder": T5,
+        "vae": KL_VAE,
+        "tokenizer": T5_TOKENIZER,
+        "scheduler": SCHEDULER,
+    }
+    times: ClassVar = TimeSampling("sigmoid")  # as sd-scripts advises for it
+    kohya: ClassVar = CHROMA
+
+    @staticmethod
+    def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
+        hidden, _, mask, *_ = pipeline.encode_prompt(
+            list(captions), device=pipeline.text_encoder.device, do_classifier_free_guidance=False
+        )
+        return trimmed(hidden, mask.bool())
+
+    @staticmethod
+    def predict(model: DiffusionModel, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        height, width = noisy.shape[-2:]
+        hidden, seen, tokens = conditioning["hidden"], conditioning["mask"], pack(noisy)
+        predicted = model.transformer(
+            tokens,
+            timestep=times,
+            encoder_hidden_states=hidden,
+            txt_ids=hidden.new_zeros(hidden.shape[1], 3),
+            img_ids=image_ids(height // 2, width // 2, noisy.device),
+            attention_mask=torch.cat([seen.bool(), seen.new_ones(tokens.shape[:2], dtype=torch.bool)], dim=1),
+            return_dict=False,
+        )[0]
+        return unpack(predicted, height, width)
+
+    @staticmethod
+    def mended(pipeline: Any) -> Any:
+        """diffusers hands its mask to the attention as numbers to add, which hides nothing (its issues 12116
+        and 13619)."""
+        prepare = pipeline._prepare_attention_mask
+
+        def as_truth(attention_mask: Tensor | None = None, **sizes: Any) -> Tensor:
+            truth = None if attention_mask is None else attention_mask.bool()
+            return prepare(attention_mask=truth, **sizes)
+
+        pipeline._prepare_attention_mask = as_truth
+        return pipeline
+
+    @classmethod
+    def pixel_unit(cls, model: DiffusionModel) -> int:
+        return 2 * cls.pixels_per_latent(model)

@@ -1,0 +1,96 @@
+"""FLUX.2 klein: as FLUX.1 with shared modulation, Qwen3 as text encoder, a VAE whose latents are packed and
+normalised (Black Forest Labs)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
+
+from lorimer.errors import UsageError
+from lorimer.families._base import (
+    QWEN_TOKENIZER,
+    SCHEDULER,
+    Conditioning,
+    Config,
+    Family,
+    Part,
+    TimeSampling,
+    image_ids,
+)
+from lorimer.families._names_flux2 import FLUX2
+
+if TYPE_CHECKING:
+    from lorimer.tasks._diffusion import DiffusionModel
+
+_PATCH = 2  # latents of the VAE along a side that become one of the denoiser
+
+
+class Flux2Klein(Family):
+    """See the module. Positions have four axes: picture, row, column, place in the text."""
+
+    name = "flux2-klein"
+    description = "FLUX.2 klein, base or distilled"
+    pipeline = "Flux2KleinPipeline"
+    pipeline_settings = ("is_distilled",)
+    parts: ClassVar = {
+        "transformer": Part("diffusers", "Flux2Transformer2DModel"),
+        "text_encoder": Part("transformers", "Qwen3ForCausalLM"),
+        "vae": Part("diffusers", "AutoencoderKLFlux2"),
+        "tokenizer": QWEN_TOKENIZER,
+        "scheduler": SCHEDULER,
+    }
+    # Sigmoid of a normal draw, shifted by the picture's size, as musubi-tuner's `flux2_shift`.
+    times: ClassVar = TimeSampling("sigmoid", shift="auto")
+    kohya: ClassVar = FLUX2
+
+    @classmethod
+    def fits(cls, configs: Mapping[str, Config]) -> bool:
+        """FLUX.2 dev, which takes a guidance scale and reads captions with Mistral, is another family."""
+        return super().fits(configs) and not configs["transformer"].get("guidance_embeds", True)
+
+    @staticmethod
+    def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
+        hidden, _ = pipeline.encode_prompt(list(captions), device=pipeline.text_encoder.device)
+        return {"hidden": hidden}
+
+    @classmethod
+    def scale_latents(cls, model: DiffusionModel, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        norm = model.vae.bn
+        spread = (norm.running_var + model.vae.config.batch_norm_eps).sqrt().view(-1, 1, 1).to(mean)
+        shift = norm.running_mean.view(-1, 1, 1).to(mean)
+        return (pixel_unshuffle(mean, _PATCH) - shift) / spread, pixel_unshuffle(std, _PATCH) / spread
+
+    @staticmethod
+    def predict(model: DiffusionModel, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        height, width = noisy.shape[-2:]
+        hidden = conditioning["hidden"]
+        places = torch.arange(hidden.shape[1], device=noisy.device)
+        image = image_ids(height, width, noisy.device)
+        tokens = model.transformer(
+            noisy.flatten(2).transpose(1, 2),
+            timestep=times,
+            encoder_hidden_states=hidden,
+            txt_ids=torch.stack([*[torch.zeros_like(places)] * 3, places], dim=-1),
+            img_ids=torch.cat([image, torch.zeros_like(image[:, :1])], dim=-1),
+            return_dict=False,
+        )[0]
+        return tokens.transpose(1, 2).reshape(noisy.shape)
+
+    @classmethod
+    def sampling(cls, guidance: float, negative: list[str]) -> dict[str, Any]:
+        """The pipeline guides away from the empty caption, and a distilled model not at all.
+
+        Raises:
+            UsageError: there is a negative prompt.
+        """
+        if any(negative):
+            raise UsageError("FLUX.2 klein takes no negative prompt; leave it empty")
+        return {"guidance_scale": guidance}
+
+    @classmethod
+    def pixels_per_latent(cls, model: DiffusionModel) -> int:
+        return _PATCH * super().pixels_per_latent(model)

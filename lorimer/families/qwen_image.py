@@ -1,0 +1,91 @@
+"""Qwen-Image: a transformer over picture and text tokens, Qwen2.5-VL as text encoder, a VAE made for films
+(Wu et al. 2025, arXiv 2508.02324)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lorimer.families._base import (
+    QWEN_TOKENIZER,
+    SCHEDULER,
+    Conditioning,
+    Family,
+    Part,
+    TimeSampling,
+    pack,
+    unpack,
+)
+from lorimer.families._names_qwen_image import QWEN_IMAGE
+
+if TYPE_CHECKING:
+    from lorimer.tasks._diffusion import DiffusionModel
+
+_LONGEST = 512  # tokens of a caption that the pipeline takes
+
+
+class QwenImage(Family):
+    """See the module."""
+
+    name = "qwen-image"
+    description = "Qwen-Image"
+    pipeline = "QwenImagePipeline"
+    parts: ClassVar = {
+        "transformer": Part("diffusers", "QwenImageTransformer2DModel"),
+        "text_encoder": Part("transformers", "Qwen2_5_VLForConditionalGeneration"),
+        "vae": Part("diffusers", "AutoencoderKLQwenImage"),
+        "tokenizer": QWEN_TOKENIZER,
+        "scheduler": SCHEDULER,
+    }
+    # What musubi-tuner calls `qwen_shift`: sigmoid of a normal draw, then shifted as the sampler does.
+    times: ClassVar = TimeSampling("sigmoid", shift="auto")
+    kohya: ClassVar = QWEN_IMAGE
+
+    @staticmethod
+    def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
+        hidden, mask = pipeline.encode_prompt(
+            list(captions), device=pipeline.text_encoder.device, max_sequence_length=_LONGEST
+        )
+        if mask is None:  # nothing is padded
+            mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        return {"hidden": hidden, "mask": mask}
+
+    @classmethod
+    def scale_latents(cls, model: DiffusionModel, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Each channel has a mean and a deviation of its own."""
+        config = model.vae.config
+        shift, scale = (
+            mean.new_tensor(each).view(-1, 1, 1) for each in (config.latents_mean, config.latents_std)
+        )
+        return (mean - shift) / scale, std / scale
+
+    @classmethod
+    def encode_pixels(cls, model: DiffusionModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """A picture is a film of one frame."""
+        posterior = model.vae.encode(pixels.unsqueeze(2)).latent_dist
+        return cls.scale_latents(model, posterior.mean.squeeze(2), posterior.std.squeeze(2))
+
+    @staticmethod
+    def predict(model: DiffusionModel, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        height, width = noisy.shape[-2:]
+        tokens = model.transformer(
+            pack(noisy),
+            timestep=times,
+            encoder_hidden_states=conditioning["hidden"],
+            encoder_hidden_states_mask=conditioning["mask"],
+            img_shapes=[[(1, height // 2, width // 2)]] * len(noisy),
+            return_dict=False,
+        )[0]
+        return unpack(tokens, height, width)
+
+    @classmethod
+    def sampling(cls, guidance: float, negative: list[str]) -> dict[str, Any]:
+        return {"true_cfg_scale": guidance, "negative_prompt": negative}
+
+    @classmethod
+    def pixels_per_latent(cls, model: DiffusionModel) -> int:
+        factor: int = 2 ** len(model.vae.config.temperal_downsample)
+        return factor
