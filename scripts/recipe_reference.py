@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from lorimer import registry
 from lorimer.train.presets import preset_names, preset_text
 from lorimer.train.recipe import Recipe, recipe_class
+from lorimer.train.recipe_text import section_in
 from lorimer.train.sections import AdapterSection, TrainSection
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
@@ -107,14 +108,18 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
     schema = model.model_json_schema()
     aliases: Mapping[str, str] = getattr(model, "aliases", {})
     for name, field in schema["properties"].items():
-        section = model.model_fields[name].annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
+        section = section_in(model.model_fields[name].annotation)
+        several = field.get("type") == "array"
+        if section is not None and not several:
             yield from ((name, row) for _, row in _rows(section, f"{prefix}{name}."))
             continue
         others = ", ".join(f"`{alias}`" for alias, known in aliases.items() if known == name)
         default = "required" if name in schema.get("required", []) else f"`{_as_yaml(field.get('default'))}`"
         meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
-        yield name, f"| `{prefix}{name}` | {_kind(field)} | {default} | {meaning} | {others} |"
+        kind = "list of mappings" if section is not None else _kind(field)
+        yield name, f"| `{prefix}{name}` | {kind} | {default} | {meaning} | {others} |"
+        if section is not None:
+            yield from ((name, row) for _, row in _rows(section, f"{prefix}{name}[]."))
 
 
 def _adapter_class(method: str) -> type[BaseModel]:

@@ -20,21 +20,9 @@ from lorimer.tasks._picture_sections import PictureSource
 
 # kohya's option -> ours, where the value means the same.
 _SAME = {
-    "image_dir": "path",
-    "num_repeats": "repeats",
-    "is_reg": "regularisation",
-    "class_tokens": "default_caption",
-    "caption_extension": "caption_suffix",
+    **PictureSource.aliases,
     "caption_prefix": "trigger",
     "conditioning_data_dir": "masks",  # what kohya's --masked_loss reads
-    "flip_aug": "flip",
-    "shuffle_caption": "shuffle_tags",
-    "keep_tokens": "keep_tags",
-    "caption_separator": "tag_separator",
-    "caption_tag_dropout_rate": "tag_dropout",
-    "bucket_reso_steps": "bucket_step",
-    "min_bucket_reso": "smallest_side",
-    "max_bucket_reso": "largest_side",
 }
 _TRANSLATED = ("resolution", "enable_bucket", "alpha_mask")
 # Options that stand elsewhere in a recipe -> where.

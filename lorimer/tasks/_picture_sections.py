@@ -22,8 +22,26 @@ class Validation(Section):
     """A folder of pictures with captions; instead of `fraction`."""
 
 
+# Names of options that hold for one source as for all of them, in kohya's files.
+_KOHYA_NAMES = {
+    "caption_extension": "caption_suffix",
+    "class_tokens": "default_caption",
+    "num_repeats": "repeats",
+    "flip_aug": "flip",
+    "shuffle_caption": "shuffle_tags",
+    "keep_tokens": "keep_tags",
+    "caption_separator": "tag_separator",
+    "caption_tag_dropout_rate": "tag_dropout",
+    "bucket_reso_steps": "bucket_step",
+    "min_bucket_reso": "smallest_side",
+    "max_bucket_reso": "largest_side",
+}
+
+
 class PictureSource(Section):
     """One folder or set of shards among several. What is null here is as `data:` says."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"image_dir": "path", "is_reg": "regularisation", **_KOHYA_NAMES}
 
     path: Path
     """A folder, webdataset shards (`x.tar`, `x-{000..010}.tar`) or a kohya dataset `.toml`."""
@@ -73,19 +91,9 @@ class PictureData(Section):
         "train_data_dir": "path",
         "image_folder": "path",
         "dataset_config": "path",
-        "caption_extension": "caption_suffix",
+        **_KOHYA_NAMES,
         "trigger_word": "trigger",
-        "class_tokens": "default_caption",
-        "num_repeats": "repeats",
-        "flip_aug": "flip",
         "random_flip": "flip",
-        "shuffle_caption": "shuffle_tags",
-        "keep_tokens": "keep_tags",
-        "caption_separator": "tag_separator",
-        "caption_tag_dropout_rate": "tag_dropout",
-        "bucket_reso_steps": "bucket_step",
-        "min_bucket_reso": "smallest_side",
-        "max_bucket_reso": "largest_side",
     }
 
     path: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,8 +72,14 @@ def rename_aliases(layer: Mapping[str, Any], schema: type[BaseModel], problems: 
             if name in result:
                 problems.append(f"{place}{key}: is another word for {name!r}, which is given too")
             field = model.model_fields.get(name)
-            if field is not None and isinstance(value, Mapping) and _is_model(field.annotation):
-                value = renamed(value, field.annotation, f"{place}{name}.")  # type: ignore[arg-type]
+            section = section_in(field.annotation) if field is not None else None
+            if section is not None and isinstance(value, Mapping):
+                value = renamed(value, section, f"{place}{name}.")
+            elif section is not None and isinstance(value, list | tuple):
+                value = [
+                    renamed(each, section, f"{place}{name}.{number}.") if isinstance(each, Mapping) else each
+                    for number, each in enumerate(value)
+                ]
             result[name] = value
         return result
 
@@ -99,26 +106,32 @@ def describe_errors(error: ValidationError, schema: type[BaseModel]) -> list[str
 
 def _suggest_key(loc: tuple[int | str, ...], schema: type[BaseModel]) -> str:
     """What an unknown key may have meant: a near name in its section, or the same name in another one."""
-    model: Any = schema
+    model: type[BaseModel] | None = schema
     for part in loc[:-1]:
-        field = model.model_fields.get(part) if _is_model(model) else None
-        model = field.annotation if field is not None else None
+        if isinstance(part, int):  # a place in a list of sections
+            continue
+        field = model.model_fields.get(part) if model is not None else None
+        model = section_in(field.annotation) if field is not None else None
     key = str(loc[-1])
-    if not _is_model(model):
+    if model is None:
         return ""
     aliases: Mapping[str, str] = getattr(model, "aliases", {})
     near = difflib.get_close_matches(key, [*model.model_fields, *aliases], n=1)
     if near:
         return f" Did you mean {aliases.get(near[0], near[0])!r}?"
     for name, field in schema.model_fields.items():
-        section = field.annotation
-        if _is_model(section) and key in {*section.model_fields, *getattr(section, "aliases", {})}:  # type: ignore[union-attr]
+        section = section_in(field.annotation)
+        if section and key in {*section.model_fields, *getattr(section, "aliases", {})}:
             return f" It belongs under {name!r}."
     return f" Known here: {', '.join(model.model_fields) or 'nothing'}"
 
 
-def _is_model(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, BaseModel)
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field of this type holds, or a list of which it holds; None for plain values."""
+    if typing.get_origin(annotation) is tuple:
+        annotation = typing.get_args(annotation)[0]
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_section else None
 
 
 def _shown(value: Any) -> str:

@@ -114,6 +114,15 @@ def test_a_near_miss_of_another_tool_s_name_suggests_ours() -> None:
     assert "train.batchsize: unknown key. Did you mean 'batch_size'?" in mistakes("train.batchsize=3")
 
 
+def test_sections_in_a_list_are_read_as_sections() -> None:
+    base = {"task": "text-to-image", "model": None, "adapter": {"method": "lora"}}
+    fine = load(data={"sources": [{"image_dir": "a", "num_repeats": 3}, {"path": "b"}]}, **base)
+    assert [(str(each.path), each.repeats) for each in fine.data.sources] == [("a", 3), ("b", None)]
+    text = mistakes(data={"sources": [{"path": "a", "image_dir": "b"}, {"path": "a", "repeat": 3}]}, **base)
+    assert "data.sources.0.image_dir: is another word for 'path'" in text
+    assert "data.sources.1.repeat: unknown key. Did you mean 'repeats'?" in text
+
+
 def test_unknown_task_and_method_are_suggested_and_the_rest_is_still_checked() -> None:
     text = mistakes("task=modul", "adapter.method=lorra", "train.step=1")
     assert "task: no task is called 'modul'. Did you mean 'module'?" in text
