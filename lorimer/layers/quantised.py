@@ -40,6 +40,15 @@ class QuantisedLinearGeometry(LinearGeometry):
         bias = None if bias is None else bias.to(input.dtype)
         return F.linear(input, weight.to(input.dtype), bias)
 
+    def output(self, x: Tensor) -> Tensor:
+        """What the layer gives, which may be written into: torch lets nobody change a view that comes from
+        another's step of autograd, as bitsandbytes' output for (batch, tokens, width) is one."""
+        output = super().output(x)
+        if torch.compiler.is_compiling() or not output._is_view():
+            return output
+        fresh: Tensor = torch.ops.aten._unsafe_view(output, output.shape)
+        return fresh
+
     def low_rank(self, x: Tensor, *args: Any, **options: Any) -> Tensor | None:
         return Geometry.low_rank(self, x, *args, **options)
 

@@ -131,6 +131,21 @@ def test_gradients_reach_the_factors_and_the_input(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_in_any_precision_reach_the_factors(kind, dtype) -> None:
+    """(batch, tokens, width) in the type that the layer computes in: what a transformer gives it."""
+    base = nn.Sequential(trained(kind, "lora")[0])
+    if hasattr(base[0], "compute_dtype"):
+        base[0].compute_dtype = dtype
+    tokens = x().detach().to(dtype).expand(2, 3, 64).clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        base(tokens).float().square().mean().backward()
+    assert tokens.grad is not None
+    for parameter in lorimer.attached(base)["default"].parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", MAKE)
 def test_merging_for_good_leaves_a_plain_layer(kind) -> None:
     base = trained(kind, "lora")
     live = base(x())
