@@ -49,7 +49,7 @@ def read_kohya_dataset(path: Path) -> tuple[list[PictureSource], list[str]]:
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{path}: the dataset file cannot be read: {error}") from error
     sources: list[PictureSource] = []
     notes: dict[str, None] = {}

@@ -88,8 +88,10 @@ def _entry(path: Path, caption: str | None, source: Source) -> Entry:
 def _pictures_of(source: Source) -> list[Path]:
     """The pictures of a folder, without masks that lie in it."""
     files = _picture_files(source.path, PICTURE_SUFFIXES, source.nested)
-    masks = source.masks
-    return [file for file in files if not isinstance(masks, Path) or masks not in file.parents]
+    if not isinstance(source.masks, Path):
+        return files
+    root, masks = source.path.resolve(), source.masks.resolve()
+    return [file for file in files if masks not in (root / file.relative_to(source.path)).parents]
 
 
 def _picture_files(folder: Path, suffixes: tuple[str, ...], nested: bool) -> list[Path]:

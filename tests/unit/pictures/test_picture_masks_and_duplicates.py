@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_a_mask_is_cut_and_turned_as_its_picture(tmp_path: Path, kind: str) -> N
         picture.putalpha(_half())
         masks: object = "alpha"
     else:
-        masks = tmp_path / "data" / "masks"
+        masks = os.path.relpath(tmp_path / "data" / "masks")
         _half((32, 16)).convert("RGB").save(tmp_path / "half.png")
         (tmp_path / "data" / "masks").mkdir(parents=True)
         (tmp_path / "half.png").rename(tmp_path / "data" / "masks" / "a.png")
