@@ -83,25 +83,33 @@ class KohyaFormat(Format):
         state = in_dialect(state, "kohya", "kohya")
         require_components(state, "kohya")
         names = family_to_write(state, "kohya").names
-        state = _evened(state, names)
-        keyed = keyed_tensors(state, "kohya", "kohya")
-        suffixes = {suffix for own in keyed.values() for suffix in own}
-        tensors = bundled(state, names, "kohya")
-        ranks: dict[str, list[int]] = {}
-        for place, members in _by_name(state, names):
-            try:
-                own, of_parts = _together(place, [keyed.get(path) for path in place.modules])
-            except FileFormatError as error:
-                raise FileFormatError(_cannot_hold(place, error)) from error
-            if len(of_parts) > 1:
-                ranks[place.native] = of_parts
-            scale = next(iter(members.values())).scale
-            tensors.update({f"{place.native}.{suffix}": tensor for suffix, tensor in own.items()})
-            rank = sum(layer.rank for layer in members.values())
-            tensors[f"{place.native}.alpha"] = alpha_tensor(scale * rank)
+        tensors, ranks = keyed_layers(state, names)
+        suffixes = {key.partition(".")[2] for key in tensors} - {"alpha"}
+        tensors.update(bundled(state, names, "kohya"))
         header = header_entries(state, path, names, suffixes)
         header.update(hashes(tensors, header))
         write_files_atomic({path: safetensors_bytes(tensors, {**header, **write_marker(state, ranks)})})
+
+
+def keyed_layers(state: AdapterState, names: FileNames) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """(key -> tensor, name -> ranks of the parts of layers that are kept as one) of a state in kohya's
+    dialect."""
+    state = _evened(state, names)
+    keyed = keyed_tensors(state, "kohya", "kohya")
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, list[int]] = {}
+    for place, members in _by_name(state, names):
+        try:
+            own, of_parts = _together(place, [keyed.get(path) for path in place.modules])
+        except FileFormatError as error:
+            raise FileFormatError(_cannot_hold(place, error)) from error
+        if of_parts:
+            ranks[place.native] = of_parts
+        scale = next(iter(members.values())).scale
+        rank = sum(layer.rank for layer in members.values())
+        tensors.update({f"{place.native}.{suffix}": tensor for suffix, tensor in own.items()})
+        tensors[f"{place.native}.alpha"] = alpha_tensor(scale * rank)
+    return tensors, ranks
 
 
 def _by_name(state: AdapterState, names: FileNames) -> Iterator[tuple[Place, dict[str, LayerState]]]:

@@ -14,7 +14,7 @@ from lorimer.errors import UsageError
 from tests.contracts.method_cases import METHODS, make
 
 
-def _tree(leaves: dict[str, nn.Module]) -> nn.Module:
+def tree(leaves: dict[str, nn.Module]) -> nn.Module:
     """A module with the given layers at the given paths."""
     root = nn.Module()
     for path, layer in leaves.items():
@@ -29,7 +29,7 @@ def _tree(leaves: dict[str, nn.Module]) -> nn.Module:
 
 def plain_model() -> nn.Module:
     """Layers whose names have led others to corrupt keys: peft#2772, #3584, #3282."""
-    return _tree(
+    return tree(
         {
             "fc": nn.Linear(6, 5),
             "decoder.fc": nn.Linear(5, 6),
@@ -46,7 +46,7 @@ def plain_model() -> nn.Module:
 
 def picture_model() -> nn.Module:
     """A few of Stable Diffusion's layers, under its names."""
-    model = _tree(
+    model = tree(
         {
             "unet.conv_in": nn.Conv2d(4, 6, 3),
             "unet.time_embedding.linear_1": nn.Linear(5, 6),
@@ -69,12 +69,12 @@ def picture_model() -> nn.Module:
 
 def grouped_model() -> nn.Module:
     """A grouped convolution, which no format but our own can hold."""
-    return _tree({"stem.conv": nn.Conv2d(4, 6, 3, groups=2), "head.fc": nn.Linear(6, 2)})
+    return tree({"stem.conv": nn.Conv2d(4, 6, 3, groups=2), "head.fc": nn.Linear(6, 2)})
 
 
 def headed_model() -> nn.Module:
     """A classifier: a head and a norm that are trained in full beside the adapter."""
-    return _tree(
+    return tree(
         {
             "encoder.fc": nn.Linear(6, 6),
             "encoder.out": nn.Linear(6, 6),
