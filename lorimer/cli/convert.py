@@ -1,4 +1,4 @@
-"""`lorimer convert`: the same adapter in another file format."""
+"""`lorimer convert`: the same adapter in another file format; kohya's settings as a recipe."""
 
 from __future__ import annotations
 
@@ -9,32 +9,79 @@ from typing import Annotated
 import typer
 
 from lorimer import registry
-from lorimer.cli._options import AdapterSource, AsJson
+from lorimer.cli._options import AsJson
+from lorimer.errors import UsageError
 
 
 def convert(
-    source: AdapterSource,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Where to write.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|FILE",
+            help="A run folder, or an adapter in any known format; or kohya's settings in TOML or JSON.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="TARGET", help="Where to write; for kohya's settings its dataset TOML, if any."
+        ),
+    ] = None,
     to: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FORMAT", help="The format to write: " + ", ".join(registry.names("format")) + "."
         ),
-    ],
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
             metavar="TYPE", help="Precision in the file: float32, float16 or bfloat16; by default as it is."
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="RECIPE", help="The recipe to write from kohya's settings."),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What kohya's settings train, where they do not show it: sdxl, ..."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an adapter in another file format.
+    """Write an adapter in another file format, or a recipe from kohya's settings.
 
-    The format of a file is recognised. Every tensor is carried over or nothing is written.
+    The format of a file is recognised. Every tensor is carried over or nothing is written. Of settings it is
+    said what was left out or is done otherwise; those that would train something else are an error.
     """
+    if source.suffix.lower() in (".toml", ".json"):
+        _recipe(source, target, output, family, as_json)
+        return
+    if target is None or to is None:
+        raise UsageError("name the file to write and its format: lorimer convert FILE TARGET --to kohya")
     from lorimer.cli._runs import adapter_file
     from lorimer.ops.convert import convert as convert_file
 
     written = convert_file(adapter_file(source), target, to=to, dtype=dtype)
     typer.echo(json.dumps({"file": str(written), "format": to}) if as_json else f"wrote {written}")
+
+
+def _recipe(
+    source: Path, dataset: Path | None, output: Path | None, family: str | None, as_json: bool
+) -> None:
+    """A recipe from kohya's settings: into a file, or printed."""
+    from lorimer.train.from_kohya import translate, write_recipe
+
+    translation = translate(source, dataset, family)
+    if output is not None:
+        write_recipe(translation, output)
+    if as_json:
+        file = str(output) if output else None
+        typer.echo(json.dumps({"file": file, "told": translation.told, "recipe": translation.text}))
+    elif output is None:
+        typer.echo(translation.text, nl=False)
+    else:
+        typer.echo("\n".join([*translation.told, f"wrote {output}; next: lorimer check {output}"]))
