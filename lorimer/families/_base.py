@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lorimer.families._names import FileNames
+from lorimer.families._single_file import SingleFile
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
@@ -119,6 +120,7 @@ class Family(ABC):
     guidance: ClassVar[float] = 4.0
     targets: ClassVar[tuple[str, ...]] = ("attention",)
     kohya: ClassVar[FileNames] = FileNames()  # what its layers are called in adapter files
+    single_file: ClassVar[SingleFile | None] = None  # its checkpoints, where they are read from one file
     clip_skip: ClassVar[bool] = False  # whether `encode` can leave out CLIP's last layers
 
     @classmethod

@@ -23,6 +23,7 @@ from lorimer.families._base import (
     unpack,
 )
 from lorimer.families._names_flux import FLUX
+from lorimer.families._single_files import FLUX_FILE
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
@@ -49,6 +50,7 @@ class Flux(Family):
     times: ClassVar = TimeSampling("sigmoid", shift="auto")
     guidance = 3.5
     kohya: ClassVar = FLUX
+    single_file = FLUX_FILE
 
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:

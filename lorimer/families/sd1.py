@@ -19,6 +19,7 @@ from lorimer.families._base import (
 )
 from lorimer.families._names import FileNames
 from lorimer.families._names_unet import clip_names, unet_names
+from lorimer.families._single_files import SD1_FILE
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
@@ -56,6 +57,7 @@ class StableDiffusion1(Family):
         widths={"attn2.to_k": 768, "attn2.to_v": 768, "self_attn.q_proj": 768},
         header={"ss_v2": "False"},
     )
+    single_file = SD1_FILE
     clip_skip = True
     wide: ClassVar[bool] = False  # whether captions come from the second version's larger text encoder
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from lorimer.families._names import FileNames
 from lorimer.families._names_unet import clip_names, unet_names
+from lorimer.families._single_files import SD2_FILE
 from lorimer.families.sd1 import StableDiffusion1
 
 
@@ -22,7 +23,9 @@ class StableDiffusion2(StableDiffusion1):
         architecture="stable-diffusion-v2-512",
         velocity_architecture="stable-diffusion-v2-768-v",
         base_version="sd_v2",
+        side=768,
         widths={"attn2.to_k": 1024, "attn2.to_v": 1024, "self_attn.q_proj": 1024},
         header={"ss_v2": "True"},
     )
+    single_file = SD2_FILE
     wide = True

@@ -22,6 +22,7 @@ from lorimer.families._base import (
     TimeSampling,
 )
 from lorimer.families._names_sd3 import SD3
+from lorimer.families._single_files import SD3_FILE
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
@@ -49,6 +50,7 @@ class StableDiffusion3(Family):
     times: ClassVar = TimeSampling("logit-normal", shift="auto")
     guidance = 7.0
     kohya: ClassVar = SD3
+    single_file = SD3_FILE
 
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:

@@ -22,6 +22,7 @@ from lorimer.families._base import (
 )
 from lorimer.families._names import FileNames
 from lorimer.families._names_unet import clip_names, unet_names
+from lorimer.families._single_files import SDXL_FILE
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
@@ -56,8 +57,10 @@ class StableDiffusionXL(Family):
         },
         architecture="stable-diffusion-xl-v1-base",
         base_version="sdxl_base_v1-0",
+        widths={"attn2.to_k": 2048, "attn2.to_v": 2048},
         header={"ss_v2": "False"},
     )
+    single_file = SDXL_FILE
 
     @classmethod
     def fits(cls, configs: Mapping[str, Config]) -> bool:

@@ -107,17 +107,6 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     return sorted(folder.glob(f"{stem}*.safetensors"))
 
 
-def load_part(folder: Path, name: str, part: Part, dtype: torch.dtype) -> Any:
-    """The part called `name` of the model in `folder`; None for an optional one that is not there."""
-    if part.optional and not (folder / name).is_dir():
-        return None
-    if part.kind == "tokenizer":
-        return load_tokenizer(folder / name, part)
-    if part.kind == "scheduler":
-        return load_scheduler(folder / name)
-    return load_network(folder / name, part, dtype)
-
-
 def load_network(folder: Path, part: Part, dtype: torch.dtype) -> nn.Module:
     """A network with every one of its weights, or `FileFormatError`."""
     assert part.weight_stem is not None

@@ -29,21 +29,14 @@ from lorimer.errors import LorimerError, UsageError
 from lorimer.families._base import Conditioning, Family
 from lorimer.layers.slots import LayerSlots
 from lorimer.tasks._diffusers_folder import (
-    family_of_folder,
-    folder_from_hub,
-    load_part,
-    pipeline_settings,
     quiet,
-    require_parts,
     require_picture_packages,
     require_process,
 )
+from lorimer.tasks._model_files import ModelName, model_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"
-
 
 class DiffusionModel(nn.Module):
     """The parts of a latent picture model under one roof.
@@ -212,38 +205,30 @@ class DiffusionModel(nn.Module):
         return pipeline
 
 
-def load_diffusion(model: str, dtype: torch.dtype = torch.float32) -> DiffusionModel:
+def load_diffusion(model: ModelName, dtype: torch.dtype = torch.float32) -> DiffusionModel:
     """The picture model called `model`, frozen, in evaluation mode, on the CPU.
 
     Args:
         model: "embedded" (the small model shipped with lorimer), a folder in the layout of diffusers'
-            pipelines, or the name of such a model on the Hugging Face hub.
+            pipelines, the name of such a model on the Hugging Face hub, or a checkpoint file; or one of
+            these as `path` of a mapping that says where further parts are, see `_model_files.py`.
         dtype: precision of the weights in memory.
 
     Raises:
-        UsageError: there is no such folder, and the hub does not give it either.
+        UsageError: there is no such model, or something of the mapping is no part of it.
         FileFormatError: it is no model of a known family, or lacks parts (all are named), or one is broken.
         MissingDependencyError: diffusers or transformers is not installed.
     """
     require_picture_packages()
-    folder = EMBEDDED if model == "embedded" else Path(model).expanduser()
-    if folder.is_file():
-        raise UsageError(
-            f"model {model!r} is a single file; give a folder in diffusers' layout. "
-            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder) makes one"
-        )
-    if not folder.is_dir():
-        folder = folder_from_hub(model)
-    family = family_of_folder(folder)
-    require_parts(folder, family)
+    files = model_files(model)
 
     def load(name: str) -> Any:
-        with quiet():
-            return load_part(folder, name, family.parts[name], dtype)
+        part = files.parts[name]
+        return None if part is None else part.load(dtype)
 
-    parts = {name: load(name) for name in family.parts}
-    require_process(parts["scheduler"], family, str(folder / "scheduler"))
-    return DiffusionModel(family, parts, model, load, pipeline_settings(folder, family))
+    parts = {name: load(name) for name in files.family.parts}
+    require_process(parts["scheduler"], files.family, str(files.place))
+    return DiffusionModel(files.family, parts, files.source, load, files.settings)
 
 
 def alphas_cumprod(scheduler: Any) -> Tensor:

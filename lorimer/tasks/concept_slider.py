@@ -26,11 +26,12 @@ from lorimer.families._base import Conditioning
 from lorimer.tasks._base import Section, Task
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion
 from lorimer.tasks._diffusion_loss import weighted_loss
+from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._noise import NoiseProcess
 from lorimer.tasks._objective_section import DiffusionObjective
 from lorimer.tasks._picture_encoding import Example, stacked
 from lorimer.tasks._picture_preview import Previews
-from lorimer.tasks._picture_sections import PicturePreview
+from lorimer.tasks._preview_section import PicturePreview
 from lorimer.tasks._processes import noise_process
 
 if TYPE_CHECKING:
@@ -178,10 +179,9 @@ class ConceptSlider(Task):
         return self._previews.write(model, prompts, folder, step, self._resolution)
 
     def metadata(self) -> dict[str, str]:
-        model = str(self.recipe.model or "embedded")
         first = self.recipe.data.directions[0]
         return {
-            "base_model": Path(model).name if Path(model).exists() else model,
+            "base_model": shown_name(self.recipe.model or "embedded"),
             "family": self._family.name,
             "resolution": str(self._resolution),
             "usage_hint": f"strength 1: {first.positive}; strength -1: {first.negative}",

@@ -57,7 +57,7 @@ class Module(Task):
         """`mse` or `cross_entropy` between model(input) and target, or `package.module:function`."""
 
     def model(self) -> nn.Module:
-        if self.recipe.model is None:
+        if not isinstance(self.recipe.model, str):
             raise RecipeError(
                 "model: the task `module` needs a package.module:function that returns the model"
             )

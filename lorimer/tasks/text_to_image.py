@@ -21,6 +21,7 @@ from lorimer.tasks._base import Task
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion
 from lorimer.tasks._diffusion_loss import objective_loss
 from lorimer.tasks._encoding_cache import default_cache_folder
+from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._noise_draws import draw_noise, perturbed
 from lorimer.tasks._objective_section import DiffusionObjective
 from lorimer.tasks._picture_captions import with_trigger
@@ -34,7 +35,8 @@ from lorimer.tasks._picture_encoding import (
 )
 from lorimer.tasks._picture_preview import Previews
 from lorimer.tasks._picture_reading import read_pictures
-from lorimer.tasks._picture_sections import PictureData, PicturePreview
+from lorimer.tasks._picture_sections import PictureData
+from lorimer.tasks._preview_section import PicturePreview
 from lorimer.tasks._processes import noise_process
 
 if TYPE_CHECKING:
@@ -169,12 +171,11 @@ class TextToImage(Task):
         return self._notes
 
     def metadata(self) -> dict[str, str]:
-        model = self.recipe.model or "embedded"
         tags = [tag.strip() for caption in self._captions for tag in caption.split(",") if tag.strip()]
         frequency = {self.recipe.name: dict(Counter(tags).most_common())}  # kohya's shape: by set of pictures
         trigger = self.recipe.data.trigger
         return {
-            "base_model": Path(model).name if Path(model).exists() else model,
+            "base_model": shown_name(self.recipe.model or "embedded"),
             "family": self._family.name,
             **({"trigger": trigger} if trigger else {}),
             "resolution": str(self._resolution),

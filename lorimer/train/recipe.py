@@ -50,8 +50,9 @@ class Recipe(Section):
     """What is trained: a task's name."""
     preset: Names = ()
     """Presets that fields not given here are taken from; of several the later ones win."""
-    model: str | None = None
-    """The base model: `embedded`, a hub name, a folder; for the task `module` a `package.module:function`."""
+    model: str | dict[str, str] | None = None
+    """The base model: `embedded`, a hub name, a folder, one `.safetensors` checkpoint, or a mapping of such a
+    `path` and parts from elsewhere; for the task `module` a `package.module:function`."""
     data: Any
     """What it learns from."""
     objective: Any

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import lorimer
 from lorimer import LoRA
 from lorimer.errors import FileFormatError, LorimerError, MissingDependencyError, UsageError
-from lorimer.tasks import _diffusers_folder, _diffusion
+from lorimer.tasks import _diffusers_folder, _model_files
 from lorimer.tasks._diffusion import DiffusionModel, alphas_cumprod, load_diffusion, sample, save_diffusion
 from tests.tiny_models import tiny_pipeline
 from tests.tolerances import SAME_OUTPUT, relative_difference
@@ -167,7 +167,7 @@ def test_what_is_no_model_at_all_is_a_usage_error(tmp_path: Path, monkeypatch: p
     with pytest.raises(UsageError, match="no such folder"):
         load_diffusion(str(tmp_path / "nowhere"))
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UsageError, match="is a single file"):
+    with pytest.raises(FileFormatError, match="not a safetensors file"):
         load_diffusion(str(tmp_path / "model.safetensors"))
     import huggingface_hub
 
@@ -365,5 +365,5 @@ def test_a_model_laid_out_as_stable_diffusion_1_is_loaded_and_draws_512_pixels(t
 def test_the_embedded_model_is_loaded_by_the_same_code(
     noise_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_diffusion, "EMBEDDED", noise_model)
+    monkeypatch.setattr(_model_files, "EMBEDDED", noise_model)
     assert load_diffusion("embedded").source == "embedded"
