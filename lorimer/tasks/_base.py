@@ -65,6 +65,10 @@ class Task(ABC):
             DataError: names every missing, broken or unusable file at once.
         """
 
+    def full(self, model: nn.Module) -> Mapping[str, Sequence[int]]:
+        """What is trained in full beside what the recipe names: the path of a module -> rows of its weight."""
+        return {}
+
     def idle_parts(self, model: nn.Module) -> Sequence[str]:
         """The children of `model` that steps and evaluations do without, once `data` has been called. They
         leave the device until a preview."""
@@ -84,6 +88,16 @@ class Task(ABC):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics on held-out data, deterministic; empty where the recipe holds nothing out."""
+        return {}
+
+    @property
+    def judges(self) -> bool:
+        """Whether `judge` measures anything, as the recipe has it."""
+        return False
+
+    def judge(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of what the model makes rather than of its loss, at every evaluation; no part of the model
+        is idle meanwhile. In evaluation mode, deterministic."""
         return {}
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:

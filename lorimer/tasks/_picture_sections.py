@@ -1,12 +1,13 @@
-"""What a recipe for text-to-image may hold under `data:`, `objective:` and `preview:`."""
+"""What a recipe for text-to-image may hold under `data:`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lorimer.tasks._base import Section
 
@@ -83,6 +84,23 @@ class PictureSource(Section):
     """Probability of leaving out each tag."""
 
 
+class Prior(Section):
+    """Pictures of the class that the subject belongs to, drawn by the frozen model before training and learned
+    from beside the others, so that it keeps what it knows of the class (prior preservation, arXiv
+    2208.12242)."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    """What to draw, such as `a photo of a dog`; also their caption."""
+    pictures: PositiveInt = 100
+    """How many; they are kept in the cache, drawn once for the same model and settings."""
+    steps: PositiveInt = 30
+    """Sampling steps."""
+    guidance: float | None = None
+    """Guidance; null is what is usual for the model."""
+    seed: NonNegativeInt = 0
+    """That of the first picture; each further one takes the next."""
+
+
 class PictureData(Section):
     """Pictures with captions: beside each a text file of the same name, or one metadata.jsonl or
     metadata.csv with the fields file_name and text."""
@@ -145,6 +163,15 @@ class PictureData(Section):
     encoder does not learn."""
     duplicates: Literal["report", "drop"] = "report"
     """What to do about pictures that are there twice, or nearly: tell, or leave out all but the first."""
+    prior: Prior | None = None
+    """Pictures of the class that the model draws itself; `objective.prior_weight` says how much they count."""
+    tokens: dict[str, str] = Field({})
+    """New tokens: name -> the words that it starts as, such as `{"<me>": a dog}`. Their embeddings are learned
+    beside the adapter and saved with it; captions must say the name. `adapter.learning_rate_pattern:
+    {token_embedding: 1.0e-3}` gives them a rate of their own."""
+    clip_skip: PositiveInt | None = None
+    """How many of CLIP's last layers to leave out, for a model that was trained so; other programs call 1
+    `clip skip 2`."""
     validation: Validation = Validation()
     """What is held out to measure progress on."""
     cache: Path | None = None
@@ -156,44 +183,13 @@ class PictureData(Section):
             raise ValueError("needs a path, or several sources, and not both")
         return self
 
-
-class DiffusionObjective(Section):
-    """The loss. What the model predicts (noise or velocity) stands in its scheduler's config."""
-
-    aliases: ClassVar[Mapping[str, str]] = {
-        "snr_gamma": "min_snr_gamma",
-        "caption_dropout_rate": "caption_dropout",
-        "noise_offset_strength": "noise_offset",
-    }
-
-    min_snr_gamma: PositiveFloat | None = None
-    """Caps the weight of nearly clean timesteps (arXiv 2303.09556); 5 is usual, null weighs all alike."""
-    noise_offset: Annotated[float, Field(ge=0.0)] = 0.0
-    """Adds to the noise one random number per channel, of this size, so that very dark and very bright
-    pictures can be learned; 0.05 to 0.1 is usual."""
-    caption_dropout: Fraction = 0.1
-    """Share of examples that are shown without their caption, which guidance needs."""
-
-
-class PicturePreview(Section):
-    """Pictures drawn during training, always with the same seeds."""
-
-    aliases: ClassVar[Mapping[str, str]] = {
-        "sample_prompts": "prompts",
-        "guidance_scale": "guidance",
-        "cfg_scale": "guidance",
-        "num_inference_steps": "steps",
-    }
-
-    prompts: tuple[str, ...] | None = None
-    """What to draw; null takes the captions of the first four pictures."""
-    negative_prompt: str = ""
-    """What not to draw."""
-    seeds: tuple[int, ...] = (0,)
-    """One row per prompt and seed."""
-    strengths: tuple[float, ...] = (0.0, 1.0)
-    """One column each; 0 is the base model."""
-    steps: PositiveInt = 30
-    """Sampling steps."""
-    guidance: float = 7.5
-    """Classifier-free guidance scale; 1 is none."""
+    @field_validator("tokens")
+    @classmethod
+    def _can_be_said(cls, tokens: dict[str, str]) -> dict[str, str]:
+        for name in tokens:
+            if not re.fullmatch(r"[^\s.]+", name):
+                raise ValueError(f"{name!r} must be one word without a point, such as <me>")
+            for other in tokens:
+                if other != name and other.startswith(name):
+                    raise ValueError(f"{other!r} begins like {name!r}; give them names that do not")
+        return tokens

@@ -21,6 +21,7 @@ from lorimer.tasks._base import Task
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion
 from lorimer.tasks._diffusion_loss import objective_loss
 from lorimer.tasks._encoding_cache import default_cache_folder
+from lorimer.tasks._judging import Judge, known_pictures
 from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._noise_draws import draw_noise, perturbed
 from lorimer.tasks._objective_section import DiffusionObjective
@@ -60,6 +61,7 @@ class TextToImage(Task):
         self._captions: list[str] = []
         self._validation: Examples | None = None
         self._notes: list[str] = []
+        self._judge: Judge | None = None
         self._previews = Previews(recipe.preview, recipe.name)
 
     def model(self) -> DiffusionModel:
@@ -104,6 +106,19 @@ class TextToImage(Task):
         )
         self._validation = Examples(latents, texts, found.validation)
         self._empty = texts.of("") if texts else {}
+        if recipe.preview.judge is not None:
+            self._judge = Judge(
+                recipe.preview.judge,
+                self._process,
+                self._captions,
+                known_pictures(examples, found.training),
+                known_pictures(self._validation, found.validation),
+                {
+                    "guidance": recipe.preview.guidance,
+                    "negative_prompt": recipe.preview.negative_prompt,
+                    "resolution": self._resolution,
+                },
+            )
         self._notes.append(examples.told())
         cut, limit = cut_captions(model, self._captions)
         if cut:
@@ -158,6 +173,14 @@ class TextToImage(Task):
             total += self._loss(prediction, latents, noise, times, DiffusionObjective()).cpu()
         model.train(was_training)
         return {"validation_loss": total.item() / len(held_out)}
+
+    @property
+    def judges(self) -> bool:
+        return self._judge is not None
+
+    def judge(self, model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, DiffusionModel) and self._judge is not None
+        return self._judge(model)
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
         assert isinstance(model, DiffusionModel)

@@ -242,6 +242,9 @@ class Run:
         if evaluate:
             with self._observing("evaluate"):
                 metrics = self.setup.task.evaluate(self.setup.model)
+            if self.setup.task.judges:
+                with self._observing("judge"), self.setup.all_parts():
+                    metrics |= self.setup.task.judge(self.setup.model)
             better = self._note_metrics(metrics)
         if preview and self.main:
             with self._observing("preview"), self.setup.all_parts():
