@@ -53,6 +53,7 @@ check: $(DEV_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/recipe_reference.py --check
+	$(BIN)/python scripts/kohya_reference.py --check
 	$(BIN)/python scripts/check_docs.py
 
 clean:

@@ -41,10 +41,10 @@ output: runs/my-style
 ```
 
 Any field can be set from outside. The first of these that names a field counts: `train.steps=800` on the
-command line, `LORIMER_TRAIN__STEPS=800` in the environment, the file, its presets, the default. Relative paths mean the
-current directory, not the recipe's. An unknown key is an error that suggests the nearest known one, and all
-mistakes are listed at once. `lorimer check recipe.yaml` does everything up to the first step and writes
-no run. Where a list is wanted, a single text stands for a list of one.
+command line, `LORIMER_TRAIN__STEPS=800` in the environment, the file, its presets, the default. Relative
+paths mean the current directory, not the recipe's. An unknown key is an error that suggests the nearest
+known one, and all mistakes are listed at once. `lorimer check recipe.yaml` does everything up to the first
+step and writes no run. Where a list is wanted, a single text stands for a list of one.
 
 The names that other tools use for a field are accepted and stand in the last column.
 """

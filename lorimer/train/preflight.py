@@ -101,7 +101,7 @@ def inspect(setup: Setup) -> Preflight:
         warnings.append(f"the loss of the first batch is {loss}")
     return Preflight(
         adapter=setup.adapter.report(),
-        task=tuple(setup.task.describe(setup.model, setup.data)),
+        task=(*_presets(setup), *setup.task.describe(setup.model, setup.data)),
         device=_device_name(device),
         precision={"no": "float32", "fp16": "float16 mixed", "bf16": "bfloat16 mixed"}[train.mixed_precision],
         examples=order.examples,
@@ -113,6 +113,12 @@ def inspect(setup: Setup) -> Preflight:
         notes=(*setup.notes, *_rates(setup)),
         warnings=tuple(warnings),
     )
+
+
+def _presets(setup: Setup) -> list[str]:
+    """Which presets the recipe's fields come from where it does not say them."""
+    names = setup.recipe.preset
+    return [f"preset{'s' * (len(names) > 1)} {', '.join(names)}"] if names else []
 
 
 def snapshot(setup: Setup) -> dict[str, torch.Tensor]:

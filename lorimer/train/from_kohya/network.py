@@ -101,11 +101,12 @@ _NOT_DONE = "there is nothing like it"
 REFUSED_ARGUMENTS: Mapping[str, str] = {
     **dict.fromkeys(
         ("down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "block_dims",
-         "block_alphas", "conv_block_dims", "conv_block_alphas", "img_attn_dim", "txt_attn_dim", "img_mlp_dim",
-         "txt_mlp_dim", "img_mod_dim", "txt_mod_dim", "single_dim", "single_mod_dim", "in_dims", "context_attn_dim",
-         "context_mlp_dim", "context_mod_dim", "x_attn_dim", "x_mlp_dim", "x_mod_dim", "emb_dims", "attn_dim",
-         "mlp_dim", "mod_dim", "refiner_dim", "embedder_dims", "train_double_block_indices",
-         "train_single_block_indices", "train_block_indices", "network_reg_dims", "network_reg_lrs"),
+         "block_alphas", "conv_block_dims", "conv_block_alphas", "img_attn_dim", "txt_attn_dim",
+         "img_mlp_dim", "txt_mlp_dim", "img_mod_dim", "txt_mod_dim", "single_dim", "single_mod_dim",
+         "in_dims", "context_attn_dim", "context_mlp_dim", "context_mod_dim", "x_attn_dim", "x_mlp_dim",
+         "x_mod_dim", "emb_dims", "attn_dim", "mlp_dim", "mod_dim", "refiner_dim", "embedder_dims",
+         "train_double_block_indices", "train_single_block_indices", "train_block_indices",
+         "network_reg_dims", "network_reg_lrs"),
         _BY_HAND,
     ),
     **dict.fromkeys(
@@ -121,8 +122,9 @@ def kind_of(draft: Draft, family: str | None) -> tuple[str, str]:
     """(family, how it shows) of what the options train; the model itself is not looked at."""
     given, module = draft.given, str(draft.given.get("network_module", ""))
     model = Path(str(given.get("pretrained_model_name_or_path", ""))).name.lower()
+    if family:
+        return family, "as asked"
     clues = {
-        str(family): "as asked" if family else "",
         "chroma": "model_type" if given.get("model_type") == "chroma" else "",
         "flux": "network_module" if "flux" in module else "ae" if "ae" in given and "t5xxl" in given else "",
         "sd3": "network_module" if "sd3" in module else "clip_g" if "clip_g" in given else "",
@@ -130,7 +132,10 @@ def kind_of(draft: Draft, family: str | None) -> tuple[str, str]:
         "sd2": "v2" if "v2" in given else "",
         "sdxl": "its name" if "xl" in model or "pony" in model or "illustrious" in model else _sdxl(draft),
     }
-    return next(((name, clue) for name, clue in clues.items() if clue), ("sd1", "nothing points to another"))
+    return next(
+        ((name, clue) for name, clue in clues.items() if clue),
+        ("sd1", "nothing points to another; --family says it"),
+    )
 
 
 def _sdxl(draft: Draft) -> str:
@@ -176,7 +181,7 @@ def _put_method(draft: Draft, module: str, arguments: Mapping[str, str]) -> None
     method = _ALGORITHMS.get(algorithm, algorithm)
     if name == "lora_fa":
         method = "lora-fa"
-    elif (not lycoris and not name.startswith(("lora", "oft"))) or method not in {*_ALGORITHMS.values(), "oft"}:
+    elif not name.startswith(("lora", "oft", "lycoris")) or method not in _ALGORITHMS.values():
         draft.refused.append(
             f"network_module = {module}{f', algo={algorithm}' * lycoris}: no such method here"
         )

@@ -1,4 +1,4 @@
-"""Every option of kohya's training scripts for adapters, and what becomes of it: tables that all else follows.
+"""Every option of kohya's training scripts for adapters, and what becomes of it: the tables behind it all.
 
 The names are those of `train_network.py`, `sdxl_`, `flux_`, `sd3_` and `lumina_train_network.py` of
 kohya-ss/sd-scripts, as they stand in its TOML files (0.10). An option is translated, left out because it
@@ -111,7 +111,7 @@ READ: Mapping[str, tuple[str, str]] = {
     "multires_noise_discount": ("objective.pyramid_noise", ""),
     "min_timestep": ("objective.timestep_range", "Of 1000."),
     "max_timestep": ("objective.timestep_range", "Of 1000."),
-    "timestep_sampling": ("objective.timesteps", "`shift`: `sigmoid` with a shift; `flux_shift`: shift `auto`."),
+    "timestep_sampling": ("objective.timesteps", "`shift`: `sigmoid`, shifted; `flux_shift`: by size."),
     "sigmoid_scale": ("objective.timestep_std", ""),
     "discrete_flow_shift": ("objective.timestep_shift", "Where `timestep_sampling` uses it."),
     "training_shift": ("objective.timestep_shift", "SD 3."),

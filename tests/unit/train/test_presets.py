@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lorimer import registry
 from lorimer.errors import RecipeError
@@ -91,3 +92,16 @@ def test_an_unknown_preset_suggests_the_nearest(preset: Any) -> None:
 def test_a_task_without_presets_says_so(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="The task module has none"):
         load({"task": "module", "model": "a:b", "preset": "style", "output": str(tmp_path)})
+
+
+def test_check_names_the_preset(tmp_path: Path) -> None:
+    from lorimer.train import engine
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for colour in ("red", "green"):
+        Image.new("RGB", (64, 64), colour).save(pictures / f"{colour}.png")
+    source = few_fields(preset="subject", output=str(tmp_path / "run"))
+    source["data"] = {"path": str(pictures), "trigger": "sks", "cache": str(tmp_path / "cache")}
+    lines = engine.check(load(source)).lines()
+    assert any(line.startswith("preset subject") for line in lines)
