@@ -105,6 +105,8 @@ def _quantise(part: nn.Module, path: str, precision: str, device: torch.device, 
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     packed = Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, compute, device="meta")
+    # Else it packs its weight, at the first input without a gradient, in a form that gives none.
+    packed.support_avx512bf16_for_cpu = False
     packed.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=packed)
     if layer.bias is not None:  # bitsandbytes would round it to the type of its first input
         packed.bias = nn.Parameter(layer.bias.detach().to(compute), requires_grad=False)

@@ -26,7 +26,7 @@ from lorimer.train.control import Control
 from lorimer.train.events import Display, Journal
 from lorimer.train.export import export
 from lorimer.train.meter import Clock, Meter, memory
-from lorimer.train.optimizer import learning_rate_now
+from lorimer.train.optimizer import KINDS, learning_rate_now
 from lorimer.train.order import read_batches
 from lorimer.train.preflight import Preflight, inspect, require_moved, snapshot
 from lorimer.train.recipe import Recipe
@@ -37,6 +37,7 @@ from lorimer.train.setup import Setup, build
 from lorimer.train.step import take_step
 
 STEPS_TO_MOVE = 3  # LoRA's A gets its first gradient in the second step, since B starts at zero
+STEPS_TO_MOVE_SLOWLY = 50  # Prodigy begins at a millionth; bfloat16 moves by chance
 SKIPPED_IN_A_ROW = 10  # a loss scaler may need a few to settle
 
 
@@ -307,7 +308,8 @@ class Run:
         """Raise `LorimerError` where training has no effect, or none that is finite."""
         if self.start_tensors is not None:
             good = self.step - self.meter.read().skipped
-            if good >= STEPS_TO_MOVE:
+            slow = KINDS[self.options.optimizer].one_rate or self.setup.wide is not None
+            if good >= (STEPS_TO_MOVE_SLOWLY if slow else STEPS_TO_MOVE):
                 require_moved(self.setup, self.start_tensors, good)
                 self.start_tensors = None
         if self.step % SKIPPED_IN_A_ROW == 0 or self.step == self.options.steps:

@@ -15,6 +15,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    model_validator,
 )
 
 from lorimer import registry
@@ -178,12 +179,12 @@ class TrainSection(Section):
     gradient_accumulation_steps: PositiveInt = 1
     """Batches per optimiser step; the result is that of one batch as many times as large."""
     learning_rate: PositiveFloat = 1e-3
-    """The rate after warm-up."""
+    """The rate after warm-up; with `prodigy`, a factor on the rate that it finds, and 1 unless given."""
     fast_ratio: PositiveFloat = 1.0
     """LoRA+: the tensors that a method calls fast (LoRA's B) learn at this many times the rate."""
     optimizer: Annotated[Optimizer, BeforeValidator(_optimizer)] = "adamw"
     """The optimiser; all but `adamw` and `sgd` come with `pip install "lorimer[optimizers]"`. `prodigy` finds
-    the rate by itself: set `learning_rate` to 1; `schedule-free` wants a constant schedule."""
+    the rate by itself; `schedule-free` wants a constant schedule."""
     optimizer_options: dict[str, Any] = Field({})
     """Further options of the optimiser, by its own names, such as `{betas: [0.9, 0.99]}`."""
     weight_decay: NonNegativeFloat = 0.0
@@ -232,6 +233,14 @@ class TrainSection(Section):
     """How many of the newest checkpoints are kept, beside the best."""
     trackers: Names = ()
     """`tensorboard`, `wandb`, `mlflow`, `trackio`: where the log also goes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_rate(cls, values: Any) -> Any:
+        """Prodigy's factor on the rate that it finds is 1 unless a recipe says."""
+        if isinstance(values, Mapping) and _optimizer(values.get("optimizer")) == "prodigy":
+            return {"learning_rate": 1.0, **values}
+        return values
 
     def weights_dtype(self) -> torch.dtype:
         """The type that frozen weights are kept in."""

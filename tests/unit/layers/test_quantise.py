@@ -68,6 +68,28 @@ def test_a_run_beside_it_learns_and_changes_nothing_of_it(tmp_path: Path, precis
 
 
 @pytest.mark.parametrize("precision", ["8bit", "nf4"])
+def test_gradients_are_the_same_before_and_after_an_evaluation(precision: str) -> None:
+    """bitsandbytes packs weights anew on some processors where no gradient is asked for."""
+    model = seeded().eval()
+    quantise_base(model, precision, CPU, torch.bfloat16)
+    adapter = lorimer.attach(model, LoRA(2))
+    for number, parameter in enumerate(adapter.parameters()):
+        torch.manual_seed(number)
+        parameter.data.normal_()
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(torch.ones(2, 3, 6)).square().mean().backward()
+        return [each.grad.clone() for each in adapter.parameters() if each.grad is not None]
+
+    before = gradients()
+    with torch.no_grad():
+        model(torch.ones(2, 3, 6))
+    after = gradients()
+    assert len(before) == 6 and all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["8bit", "nf4"])
 def test_the_fingerprint_sees_a_changed_quantised_weight(precision: str) -> None:
     model = seeded()
     quantise_base(model, precision, CPU, torch.float32)

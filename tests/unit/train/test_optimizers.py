@@ -155,6 +155,12 @@ def test_what_does_not_go_together_is_explained(tmp_path: Path, overrides: list[
         build(recipe(tmp_path / "run", *overrides))
 
 
+def test_prodigy_s_rate_is_one_unless_a_recipe_says() -> None:
+    assert TrainSection(optimizer="prodigy").learning_rate == 1
+    assert TrainSection.model_validate({"optimizer": "Prodigy", "learning_rate": 0.5}).learning_rate == 0.5
+    assert TrainSection(optimizer="lion").learning_rate == 1e-3
+
+
 def test_spellings_of_other_tools_are_taken(tmp_path: Path) -> None:
     for theirs, ours in (("AdamW8bit", "adamw-8bit"), ("Prodigy", "prodigy"), ("AdamW", "adamw")):
         assert recipe(tmp_path, f"train.optimizer_type={theirs}").train.optimizer == ours
