@@ -97,6 +97,7 @@ ARGUMENTS: Mapping[str, tuple[str, str]] = {
     "enable_all_linear": ("adapter.targets", "networks.oft: attention alone where it is not set."),
 }  # fmt: skip
 _BY_HAND = "write adapter.rank_pattern or learning_rate_pattern by hand: they take any part of the model"
+_NOTHING = ("", "0", "0.0", "false", "none")
 _NOT_DONE = "there is nothing like it"
 REFUSED_ARGUMENTS: Mapping[str, str] = {
     **dict.fromkeys(
@@ -151,9 +152,9 @@ def _sdxl(draft: Draft) -> str:
 def put_network(draft: Draft, kind: Kind) -> None:
     """Set everything under `adapter:`, and LoRA+."""
     arguments = pairs(draft.given.get("network_args"), "network_args")
-    arguments = {
-        name: value for name, value in arguments.items() if value not in ("", "0", "0.0", "False", "None")
-    }
+    if arguments.pop("wd_on_output", "true").lower() == "false" and "dora_wd" in arguments:
+        draft.refused.append("network_args wd_on_output=False: magnitudes belong to a layer's outputs here")
+    arguments = {name: value for name, value in arguments.items() if value.lower() not in _NOTHING}
     module = str(draft.given.get("network_module", "networks.lora"))
     _refuse_arguments(draft, arguments)
     _put_method(draft, module, arguments)
@@ -188,8 +189,6 @@ def _put_method(draft: Draft, module: str, arguments: Mapping[str, str]) -> None
         return
     fields = _method_fields(draft, method, arguments)
     if arguments.get("dora_wd"):
-        if arguments.get("wd_on_output") is None and not lycoris:
-            draft.changed.append("dora_wd: magnitudes belong to a layer's outputs")
         own = {key: fields.pop(key) for key in list(fields) if key not in ("dropout", "rslora")}
         fields |= {"direction": method} | ({"options": own} if own else {})
         method = "dora"

@@ -378,6 +378,7 @@ def test_epochs_without_the_pictures_are_an_error_with_a_mend(tmp_path: Path) ->
         ("masked_loss = true", "conditioning_data_dir"),
         ('network_args = ["conv_dimm=4"]', "Did you mean 'conv_dim'"),
         ("clip_skip = 2", "clip_skip = 2"),
+        ('network_module = "lycoris.kohya"\nnetwork_args = ["dora_wd=true", "wd_on_output=false"]', "wd_on_output"),
     ],
 )  # fmt: skip
 def test_what_would_train_something_else_is_refused(option: str, part: str, tmp_path: Path) -> None:
