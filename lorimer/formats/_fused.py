@@ -6,8 +6,8 @@ Adapters on the parts become one adapter on the whole, exactly; for LoRA on q, k
          |      up_k       |            | down_k |
          |           up_v  |            | down_v |
 
-LoHa's factors likewise. DoRA's magnitudes belong to
-rows. An adapter trained on the whole by another program has one `down` for all: each part gets a copy.
+LoHa's factors likewise. DoRA's magnitudes belong to rows. An adapter trained on the
+whole by another program has one `down` for all: each part gets a copy.
 
 Tensors go by their suffixes in kohya's files.
 """
@@ -29,6 +29,12 @@ _OF_BLOCKS = ("lokr_w1", "lokr_w1_a")  # each row stands for as many rows of the
 _SHARED = ("lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", *_STACKED)
 
 
+def _require_rows(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `FileFormatError` for magnitudes over columns, whose norms are of all the parts together."""
+    if any(suffix in tensors and tensors[suffix].shape[0] == 1 for suffix in _OF_ROWS):
+        raise FileFormatError("with DoRA over columns")
+
+
 def fuse(parts: Sequence[Tensors | None], shares: Sequence[int]) -> tuple[Tensors, list[int]]:
     """(tensors, ranks): one adapter on the whole that acts as `parts` do, all of one scale; None is a part
     without an adapter.
@@ -37,6 +43,8 @@ def fuse(parts: Sequence[Tensors | None], shares: Sequence[int]) -> tuple[Tensor
         FileFormatError: the method cannot be put together so.
     """
     present = [part for part in parts if part is not None]
+    for part in present:
+        _require_rows(part)
     suffixes = present[0].keys()
     strange = suffixes - {*_DIAGONAL, *_STACKED, *_OF_ROWS}
     if strange or any(part.keys() != suffixes for part in present):
@@ -74,6 +82,7 @@ def split(
     Raises:
         FileFormatError: the tensors cannot be shared out so.
     """
+    _require_rows(tensors)
     strange = tensors.keys() - {*_DIAGONAL, *_SHARED, *_OF_ROWS, *_OF_BLOCKS}
     if strange:
         raise FileFormatError(f"with {', '.join(sorted(strange))}")
@@ -112,7 +121,7 @@ def swap_halves(tensors: Tensors) -> Tensors:
         return tensors
     rows = (*_DIAGONAL, *_OF_ROWS, *_OF_BLOCKS)
     return {
-        suffix: torch.cat(tensor.chunk(2)[::-1]) if suffix in rows else tensor
+        suffix: torch.cat(tensor.chunk(2)[::-1]) if suffix in rows and len(tensor) > 1 else tensor
         for suffix, tensor in tensors.items()
     }
 

@@ -25,6 +25,7 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ia3+input": ("ia3", {"on": "input"}),
     "oft": ("oft", {"block_size": 3}),
     "oft+series": ("oft", {"block_size": 2, "neumann_terms": 5}),
+    "dora+columns": ("dora", {"columns": True}),
     "dora+lokr": ("dora", {"direction": "lokr"}),
     "dora+miss": ("dora", {"direction": "miss"}),
 }
