@@ -52,10 +52,12 @@ def convert(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an adapter in another file format, or a recipe from kohya's settings.
+    """Write an adapter in another file format.
 
-    The format of a file is recognised. Every tensor is carried over or nothing is written. Of settings it is
-    said what was left out or is done otherwise; those that would train something else are an error.
+    The format of a file is recognised. Every tensor is carried over or nothing is written.
+
+    Of kohya's settings, in TOML or JSON, it makes a recipe (--output, else it is printed) and says what was
+    left out or is done otherwise; those that would train something else are an error.
     """
     if source.suffix.lower() in (".toml", ".json"):
         _recipe(source, target, output, family, as_json)

@@ -16,7 +16,8 @@ from typing import Any
 from lorimer.errors import RecipeError, suggest
 from lorimer.train.from_kohya.draft import Draft
 from lorimer.train.from_kohya.gui import is_gui, script_options
-from lorimer.train.from_kohya.network import KINDS, Kind, kind_of, put_network
+from lorimer.train.from_kohya.kinds import KINDS, Kind, kind_of
+from lorimer.train.from_kohya.network import put_network
 from lorimer.train.from_kohya.noise import put_objective
 from lorimer.train.from_kohya.options import LEFT_OUT, READ, REFUSED, SAME, asks_for_nothing
 from lorimer.train.from_kohya.pictures import dataset_options, put_data, steps_per_epoch

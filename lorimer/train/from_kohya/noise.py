@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorimer.train.from_kohya.draft import Draft
-from lorimer.train.from_kohya.network import Kind
+from lorimer.train.from_kohya.kinds import Kind
 
 _STEPS = 1000  # of kohya's noise schedules
 
