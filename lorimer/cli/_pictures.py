@@ -13,6 +13,7 @@ import torch
 
 import lorimer
 from lorimer.cli._runs import adapter_file
+from lorimer.cli._stored import Merging, picture_files
 from lorimer.errors import UsageError
 from lorimer.ops.files import attach_state
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
@@ -54,6 +55,20 @@ def load_adapted(source: Path, model_name: str | None) -> AdaptedModel:
     model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     adapter = attach_state(model, state, source=str(file))
     return AdaptedModel(model, adapter, state.metadata.get("trigger", ""), _settings(recipe))
+
+
+def merging(source: Path, model_name: str | None, strength: float, dtype: torch.dtype | None) -> Merging:
+    """The adapter of a run folder or file on its way into the files of its base model.
+
+    Raises: as `load_adapted`.
+    """
+    file = adapter_file(source)
+    state = lorimer.read(file)
+    recipe = _recipe_of(source)
+    files, stored = picture_files(
+        model_name or (recipe and recipe.model) or _named_base(source, state.metadata)
+    )
+    return Merging(files, stored, state, strength, dtype, str(file))
 
 
 def draw(

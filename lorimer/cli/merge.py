@@ -8,32 +8,32 @@ from typing import Annotated
 
 import typer
 
-from lorimer.cli._options import AdapterSource, AsJson, BaseModel
-from lorimer.errors import UsageError
+from lorimer.cli._options import AdapterSource, AsJson, BaseModel, Precision
 
 
 def merge(
     source: AdapterSource,
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the merged model.")],
+    output: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER|FILE", help="Where to write: FILE.safetensors is one checkpoint file."),
+    ],
     model: BaseModel = None,
     strength: Annotated[float, typer.Option(metavar="NUMBER", help="1 is the adapter as trained.")] = 1.0,
+    dtype: Precision = None,
     as_json: AsJson = False,
 ) -> None:
     """Fold an adapter into its base model.
 
-    Writes a diffusers folder in safetensors. Any program that loads Stable Diffusion from a folder loads it,
-    with no adapter to apply.
+    A checkpoint file gives a checkpoint file, and a folder a folder in diffusers' layout, or, named so, a
+    checkpoint file. Tensor by tensor, so models larger than memory will do; what the adapter leaves alone
+    stays as it was, to the bit. Any program that loads the base loads the result, with no adapter to apply.
     """
-    import lorimer
-    from lorimer.cli._pictures import load_adapted
-    from lorimer.tasks._diffusion import save_diffusion
+    from lorimer.cli._pictures import merging
+    from lorimer.ops.convert import precision
 
-    if output.exists():
-        raise UsageError(f"{output} exists already; name another folder or remove it")
-    adapted = load_adapted(source, model)
-    adapted.adapter.strength = strength
-    report = lorimer.merge(adapted.model, keep_original=False)
-    save_diffusion(adapted.model, output)
-    facts = {"folder": str(output), "base_model": adapted.model.source, "strength": strength}
-    told = {**facts, "merged": len(report.merged), "notes": report.notes}
+    merged = merging(source, model, strength, None if dtype is None else precision(dtype))
+    report = merged.write(output)
+    place = "file" if output.is_file() else "folder"
+    facts = {place: str(output), "base_model": merged.files.source, "strength": strength}
+    told = {**facts, "merged": len(report.merged)}
     typer.echo(json.dumps(told) if as_json else f"wrote {output}\n{report}")

@@ -12,7 +12,6 @@ each tensor of a file holds, which is all that loading, merging and extracting n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,7 +60,8 @@ class Held:
     def write(self, tensor: Tensor, value: Tensor) -> None:
         """Put the parameter's value into its place in the file's tensor."""
         place = tensor.mT if self.transposed else tensor
-        place = place[self.begin : self.begin + self.shape[0]]
+        if self.shape:
+            place = place[self.begin : self.begin + self.shape[0]]
         place.copy_((_swapped(value) if self.halves_swapped else value).reshape(place.shape))
 
 
@@ -75,7 +75,7 @@ class Layout:
         tensors: rules for tensors that are not "weight" or "bias" of a layer: whole names.
         level: what own names have before them, unless they begin so already, e.g. "text_model.".
         transposed: native tensors that are kept transposed.
-        left_out: ends of keys which files may hold beside the model's parameters.
+        convolutions: ends of the keys of matrices that are kept as convolutions of kernel 1.
     """
 
     prefixes: tuple[str, ...]
@@ -83,7 +83,7 @@ class Layout:
     tensors: tuple[Rule, ...] = ()
     level: str = ""
     transposed: frozenset[str] = frozenset()
-    left_out: tuple[str, ...] = ()
+    convolutions: tuple[str, ...] = ()
 
     def held(self, shapes: Shapes) -> dict[str, tuple[Held, ...]]:
         """Native key, without its prefix -> the parameters that such a tensor holds, by their rows.
@@ -160,13 +160,3 @@ def _without_kernel(shape: Iterable[int]) -> tuple[int, ...]:
     while len(sizes) > 2 and sizes[-1] == 1:
         sizes = sizes[:-1]
     return sizes
-
-
-def rows_of(held: Iterable[Held]) -> int:
-    """How many rows a tensor has that holds these parameters."""
-    return sum(each.shape[0] if each.shape else 0 for each in held)
-
-
-def entries_of(held: Iterable[Held]) -> int:
-    """How many numbers a tensor has that holds these parameters."""
-    return sum(math.prod(each.shape) for each in held)

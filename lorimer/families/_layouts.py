@@ -54,7 +54,8 @@ def vae_layout(config: Config) -> Layout:
                 rules += renamed(f"{native}.block.{i}", f"{path}.resnets.{i}", resnet)
         rules.append(Rule(f"{down[0]}.downsample.conv", (f"{down[1]}.downsamplers.0.conv",)))
         rules.append(Rule(f"{up[0]}.upsample.conv", (f"{up[1]}.upsamplers.0.conv",)))
-    return Layout(("first_stage_model.", "vae.", ""), tuple(rules))
+    convolutions = tuple(f".attn_1.{each}.weight" for each in ("q", "k", "v", "proj_out"))
+    return Layout(("first_stage_model.", "vae.", ""), tuple(rules), convolutions=convolutions)
 
 
 def clip_layout(*prefixes: str) -> Layout:

@@ -16,6 +16,7 @@ from lorimer.formats.safe_io.reading import (
     WeightFile,
     open_safetensors,
     parse_json,
+    pieces_of,
     read_json,
     read_safetensors,
     read_safetensors_header,
@@ -29,6 +30,7 @@ from lorimer.formats.safe_io.writing import (
     write_files_atomic,
     write_json,
     write_safetensors,
+    write_safetensors_streamed,
 )
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "json_bytes",
     "open_safetensors",
     "parse_json",
+    "pieces_of",
     "publish_folder",
     "read_json",
     "read_safetensors",
@@ -50,4 +53,5 @@ __all__ = [
     "write_files_atomic",
     "write_json",
     "write_safetensors",
+    "write_safetensors_streamed",
 ]

@@ -150,6 +150,17 @@ def parse_json(text: str, where: str) -> Any:
     return _parse_json(text.encode(), where)
 
 
+def pieces_of(path: str | Path, size: int = 2**24) -> Iterator[bytes]:
+    """The bytes of a plain file, piece by piece.
+
+    Raises:
+        FileFormatError: there is no such file, or it is not a plain file in its folder.
+    """
+    with _open(Path(path)) as file:
+        while piece := file.read(size):
+            yield piece
+
+
 def _open_weights(path: Path) -> IO[bytes]:
     """A weight file for reading; kinds that can run code are refused by name."""
     if path.suffix.lower() in PICKLE_SUFFIXES:

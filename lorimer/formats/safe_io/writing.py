@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,22 +46,75 @@ def safetensors_bytes(
     pieces: list[bytes | memoryview] = []
     place = 0
     for name in names:
-        tensor = tensors[name].detach().cpu().contiguous()
-        if tensor.dtype not in DTYPE_NAMES:
-            raise FileFormatError(f"tensor {name!r}: safetensors cannot hold {tensor.dtype}")
-        if not is_finite(tensor):
-            raise FileFormatError(f"tensor {name!r} holds NaN or infinity and is not written")
+        tensor = tensors[name]
         end = place + tensor.nbytes
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [place, end],
-        }
-        pieces.append(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        header[name] = _entry(name, tensor.dtype, tensor.shape, place, end)
+        pieces.append(_tensor_bytes(name, tensor))
         place = end
+    return [*_header_bytes(header), *pieces]
+
+
+def _entry(name: str, dtype: torch.dtype, shape: Sequence[int], begin: int, end: int) -> dict[str, Any]:
+    """What a header says of a tensor."""
+    if dtype not in DTYPE_NAMES:
+        raise FileFormatError(f"tensor {name!r}: safetensors cannot hold {dtype}")
+    return {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def _header_bytes(header: Mapping[str, Any]) -> list[bytes]:
+    """The length of the header, and the header."""
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *pieces]
+    return [len(text).to_bytes(8, "little"), text]
+
+
+def _tensor_bytes(name: str, tensor: Tensor) -> memoryview:
+    """A tensor's numbers, which must be finite."""
+    tensor = tensor.detach().cpu().contiguous()
+    if not is_finite(tensor):
+        raise FileFormatError(f"tensor {name!r} holds NaN or infinity and is not written")
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def write_safetensors_streamed(
+    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensor: Callable[[str], Tensor],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file whose tensors are made one by one, so that they never lie in memory together;
+    whole or not at all.
+
+    Args:
+        entries: name -> type and shape.
+        tensor: gives the tensor of a name. It is asked once for each, in the order of `entries`, wide types
+            first.
+
+    Raises:
+        FileFormatError: as `write_safetensors`; or a tensor is not what its entry says.
+        LorimerError: the file cannot be written; a former file of that name is intact.
+    """
+    # A stable sort: files that were aligned keep their order.
+    names = sorted(entries, key=lambda name: -entries[name][0].itemsize)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name in names:
+        dtype, shape = entries[name]
+        end = place + math.prod(shape) * dtype.itemsize
+        header[name] = _entry(name, dtype, shape, place, end)
+        place = end
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield from _header_bytes(header)
+        for name in names:
+            value = tensor(name)
+            if (value.dtype, tuple(value.shape)) != entries[name]:
+                raise FileFormatError(
+                    f"tensor {name!r} is {value.dtype} {tuple(value.shape)}, not {entries[name]}"
+                )
+            yield _tensor_bytes(name, value)
+
+    write_files_atomic({Path(path): pieces()})
 
 
 def write_json(path: str | Path, value: Any) -> None:
