@@ -1,4 +1,4 @@
-"""Runs a training program in this process and notes when the adapter is updated, and how much memory that took.
+"""Runs a training program in this process; notes when the adapter is updated, and how much memory it took.
 
     python -m benchmarks.speed._timed_updates REPORT STEPS PROGRAM ARGUMENTS...
 

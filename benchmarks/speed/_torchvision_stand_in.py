@@ -88,8 +88,8 @@ def crop(picture: Image.Image, top: int, left: int, height: int, width: int) -> 
 
 
 def install() -> None:
-    """Make `torchvision.transforms` importable, unless the real one is. Libraries that ask whether it is there
-    come first, so that they go on without."""
+    """Make `torchvision.transforms` importable, unless the real one is. Libraries that ask for it come first,
+    so that they go on without."""
     import datasets  # noqa: F401
     import diffusers  # noqa: F401
     import transformers  # noqa: F401

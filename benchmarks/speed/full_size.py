@@ -6,8 +6,8 @@
 The example is diffusers' file (`examples/text_to_image` in its repository), run as it is. Both programs read
 the same folder of a model with random weights (made in --work, gigabytes), the same pictures and captions,
 and train the same layers at the same rank, batch and precision. Each run is a process of its own; time is
-between two updates of the adapter, memory is the resident high-water mark from the first update to the last, and of
-the whole process. The rounds alternate.
+between two updates of the adapter, memory is the resident high-water mark from the first update to the
+last, and of the whole process. The rounds alternate.
 """
 
 from __future__ import annotations
