@@ -16,6 +16,7 @@ import lorimer
 _EXTRAS = {
     "pictures": "text-to-image models",
     "optimizers": "optimisers other than AdamW and SGD",
+    "quantised": "base models kept in 8 or 4 bits",
     "peft": "comparing files with the PEFT package",
     "tensorboard": "curves in TensorBoard",
     "wandb": "curves in Weights & Biases",

@@ -33,8 +33,10 @@ class Average:
     def update(self, step: int, finite: Tensor) -> None:
         """Follow the parameters after `step`; not where `finite`, a scalar on the device, is false."""
         share = (1.0 - decay_at(step, self.decay)) * finite
-        for name, value in self.values.items():
-            value += (self.parameters[name] - value) * share.to(value.dtype)
+        values = list(self.values.values())
+        changes = torch._foreach_sub(list(self.parameters.values()), values)
+        torch._foreach_mul_(changes, share)
+        torch._foreach_add_(values, changes)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Memory:
         adapter: of what trains, and its gradients.
         optimizer: of the optimiser's state and averages: measured on tensors of the same shapes.
         activations: the most that a forward and backward pass added: measured on a dry one.
-        other: the program itself and its libraries, on a CPU.
+        other: the program itself, its libraries and the data, on a CPU.
         limit: what the device has.
         kind: what was measured, for people.
     """
@@ -56,7 +56,7 @@ class Memory:
             f"adapter and gradients {describe_bytes(self.adapter)}",
             f"optimiser {describe_bytes(self.optimizer)}",
             f"activations {describe_bytes(self.activations)}",
-            *([f"program {describe_bytes(self.other)}"] if self.other else []),
+            *([f"program and data {describe_bytes(self.other)}"] if self.other else []),
         ]
         return f"{describe_bytes(self.total)} {self.kind} of {describe_bytes(self.limit)}: {', '.join(parts)}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,10 +120,10 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         raise DataError("data: there is not one example to learn from")
     seed_all(seed, "adapter")
     adapter = _attach(recipe, task, model)
-    _look_at_data(recipe, task, data, adapter, accelerator)
     if offload is not None:
         for layer in adapter.layers.values():  # those beside weights in main memory
             layer.to(accelerator.device)
+    _look_at_data(recipe, task, data, adapter, accelerator)
     if recipe.train.base_precision == "int8":
         set_base_precision(model, "int8")
     if recipe.train.gradient_checkpointing:
@@ -188,7 +188,8 @@ def _accelerator(recipe: Recipe, logs: Path | None) -> Accelerator:
 
 def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
     section = recipe.adapter
-    if section.full and recipe.train.adapter_precision == "bf16":
+    full: dict[str, Sequence[int] | None] = {**_by_name(section.full), **task.full(model)}
+    if full and recipe.train.adapter_precision == "bf16":
         raise RecipeError(
             "train.adapter_precision: what adapter.full trains begins as the base has it, in fp32"
         )
@@ -201,17 +202,23 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
                 f"Known: {', '.join(parts) or 'none, since it is one piece'}"
             )
     children = [name for name, _ in model.named_children()]  # parts that never are adapted among them
-    others = [f"re:{re.escape(name)}" for name in children if wanted and name not in wanted]
+    others = [name for name in children if wanted and name not in wanted]
+    others += getattr(model, "idle_layers", ())  # what would learn nothing
     return attach(
         model,
         section.method_config(),
         section.targets,
-        exclude=[*section.exclude, *others],
+        exclude=[*section.exclude, *(f"re:{re.escape(path)}" for path in others)],
         rank_pattern=dict(section.rank_pattern.items()),
         alpha_pattern=dict(section.alpha_pattern.items()),
-        full=section.full,
+        full=full,
         dtype=torch.bfloat16 if recipe.train.adapter_precision == "bf16" else None,
     )
+
+
+def _by_name(full: Sequence[str] | Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int] | None]:
+    """Name -> rows, or None for all."""
+    return full if isinstance(full, Mapping) else dict.fromkeys(full)
 
 
 def _look_at_data(

@@ -82,7 +82,7 @@ def _sum_over_processes(setup: Setup, loss: Tensor) -> Tensor:
     call any part of its model as it is.
     """
     gradients = [
-        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.zeros_like(parameter, dtype=_wide(parameter)) if parameter.grad is None else parameter.grad
         for parameter in setup.parameters
     ]
     flat = torch.cat([loss.reshape(1), *(gradient.reshape(-1).float() for gradient in gradients)])
@@ -93,3 +93,8 @@ def _sum_over_processes(setup: Setup, loss: Tensor) -> Tensor:
         parameter.grad = summed.view_as(gradient).to(gradient.dtype)
         place += gradient.numel()
     return flat[0]
+
+
+def _wide(parameter: Tensor) -> torch.dtype:
+    """The type of a parameter's gradient: bfloat16 ones add theirs up in float32 (see `WideWeights`)."""
+    return torch.promote_types(parameter.dtype, torch.float32)

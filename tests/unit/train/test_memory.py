@@ -57,11 +57,14 @@ def tower_recipe(folder: Path, *overrides: str) -> Any:
 
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 def test_offloaded_blocks_learn_the_same_to_the_bit(tmp_path: Path, checkpointing: str) -> None:
-    # Both behind hooks on saved tensors: without them lorimer keeps some inputs in another form.
     train(tower_recipe(tmp_path / "plain", f"train.gradient_checkpointing={checkpointing}"))
     visiting = ["train.offload=blocks", "train.offload_resident=1"]
     run = tower_recipe(tmp_path / "visiting", f"train.gradient_checkpointing={checkpointing}", *visiting)
-    assert any("3 of 4 blocks stay in main memory" in line for line in check(run).lines())
+    told = check(run)
+    assert any("3 of 4 blocks stay in main memory" in line for line in told.lines())
+    assert any("saves nothing without a GPU" in text for text in told.warnings)
+    without = any("offload without gradient_checkpointing" in text for text in told.warnings)
+    assert without == (checkpointing == "false")
     train(run)
     plain = learned(tmp_path / "plain")
     for name, tensor in learned(tmp_path / "visiting").items():

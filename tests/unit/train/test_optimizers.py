@@ -20,6 +20,7 @@ from lorimer.train.recipe import Recipe, load_recipe
 from lorimer.train.rounding import stochastic_round
 from lorimer.train.sections import TrainSection
 from lorimer.train.setup import build
+from lorimer.train.step import _sum_over_processes
 from tests.tolerances import ROUNDED_MEAN
 from tests.unit.train import small
 from tests.unit.train.small import HERE, recipe
@@ -239,6 +240,17 @@ def test_a_bf16_adapter_learns_from_steps_below_its_precision(tmp_path: Path) ->
             weights.keep(0, step)
     assert parameter.float().mean().item() == pytest.approx(0.9, abs=0.002)
     assert not weights.wide[0].numel()
+
+
+def test_a_process_without_a_batch_adds_nothing_to_a_bf16_adapter_s_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the last step of an epoch, which may have fewer batches than there are processes."""
+    setup = build(prepared(tmp_path / "run", "bf16 adapter"))
+    monkeypatch.setattr(setup.accelerator, "reduce", lambda flat, how: flat + 1)  # what the others have
+    total = _sum_over_processes(setup, torch.zeros(()))
+    assert total == 1
+    assert all(each.grad.dtype == torch.float32 and (each.grad == 1).all() for each in setup.parameters)
 
 
 def test_a_bf16_adapter_is_kept_and_saved_in_bf16(tmp_path: Path) -> None:
