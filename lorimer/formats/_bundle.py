@@ -9,7 +9,7 @@ In memory they are rows of the encoder's embedding, trained in full; the fact `t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorimer.adapters._state import AdapterState, ParameterState
 from lorimer.errors import FileFormatError
-from lorimer.families._names import FileNames
+from lorimer.families._names import FileNames, TokenRows
 from lorimer.formats._checks import shown
 from lorimer.formats.safe_io import parse_json
 
@@ -78,46 +78,81 @@ def in_order_of_tokens(state: AdapterState) -> dict[str, ParameterState]:
 
 
 def unbundled(
-    tensors: Mapping[str, Tensor], names: FileNames, metadata: Mapping[str, str], where: str
+    tensors: Mapping[str, Tensor],
+    names: FileNames,
+    metadata: Mapping[str, str],
+    expected: Collection[str],
+    where: str,
 ) -> tuple[dict[str, ParameterState], str]:
     """(parameters trained in full, the fact `tokens`) from a file's `bundle_emb.*` keys. Where the file does
     not say which rows the tokens are, they come behind those that the embedding has.
 
+    Args:
+        expected: the parameters that the file says it holds.
+
     Raises:
-        FileFormatError: a key that the family's text encoders do not have, or whose rows are miscounted.
+        FileFormatError: a key that the family's text encoders do not have, or a token that is missing or
+            has another number of rows.
     """
-    by_key = {c.tokens.key: (component, c.tokens) for component, c in names.components.items() if c.tokens}
-    if len(by_key) == 1:
-        by_key.update(dict.fromkeys(_ONLY, next(iter(by_key.values()))))
-    told = read_tokens(metadata, where)
+    embeddings = {component: own.tokens for component, own in names.components.items() if own.tokens}
+    told, values = read_tokens(metadata, where), _values(tensors, embeddings, where)
+    parameters = {component: f"{component}.{own.module}.weight" for component, own in embeddings.items()}
+    missing = set(expected) - {parameters[component] for component, _ in values}
+    missing |= {
+        f"{token} of {component}"
+        for token, its in told.items()
+        for component in its
+        if parameters.get(component) in expected and (component, token) not in values
+    }
+    if missing:
+        raise FileFormatError(f"{where}: incomplete, it lacks {shown(missing)}")
+    order = list(dict.fromkeys([*told, *(token for _, token in values)]))
+    tokens: Tokens = {}
+    full: dict[str, ParameterState] = {}
+    for component, embedding in embeddings.items():
+        own = {token: values[component, token] for token in order if (component, token) in values}
+        rows = _rows(own, {token: its.get(component) for token, its in told.items()}, embedding.count, where)
+        if own:
+            every = tuple(row for its in rows.values() for row in its)
+            full[parameters[component]] = ParameterState(torch.cat(list(own.values())), every)
+        for token, its in rows.items():
+            tokens.setdefault(token, {})[component] = its
+    return full, json.dumps({token: tokens[token] for token in order if token in tokens}, ensure_ascii=False)
+
+
+def _values(
+    tensors: Mapping[str, Tensor], embeddings: Mapping[str, TokenRows], where: str
+) -> dict[tuple[str, str], Tensor]:
+    """(component, token) -> its rows."""
+    by_key = {embedding.key: component for component, embedding in embeddings.items()}
+    if len(embeddings) == 1:
+        by_key.update(dict.fromkeys(_ONLY, next(iter(embeddings))))
     values: dict[tuple[str, str], Tensor] = {}
     unknown = []
     for key, tensor in tensors.items():
         token, _, kind = key.removeprefix(PREFIX).partition(".")
-        if kind in by_key and token and tensor.ndim in (1, 2):
-            values[by_key[kind][0], token] = torch.atleast_2d(tensor)
+        if kind in by_key and token and tensor.ndim in (1, 2) and (by_key[kind], token) not in values:
+            values[by_key[kind], token] = torch.atleast_2d(tensor)
         else:
             unknown.append(key)
     if unknown:
         raise FileFormatError(f"{where}: bundled embeddings that lorimer cannot hold: {shown(unknown)}")
-    order = [token for token in told if any(token == each for _, each in values)]
-    order += [token for token in dict.fromkeys(each for _, each in values) if token not in told]
-    full: dict[str, ParameterState] = {}
-    tokens: Tokens = {token: {} for token in order}
-    for component, embedding in dict.fromkeys(by_key.values()):
-        own = {token: values[component, token] for token in order if (component, token) in values}
-        free = embedding.count
-        for token, value in own.items():
-            rows = told.get(token, {}).get(component) or list(range(free, free + len(value)))
-            if len(rows) != len(value):
-                raise FileFormatError(f"{where}: {len(value)} rows for the token {token!r}, not {len(rows)}")
-            tokens[token][component] = rows
-            free = max(free, *(row + 1 for row in rows))
-        if own:
-            rows = [row for token in own for row in tokens[token][component]]
-            name = f"{component}.{embedding.module}.weight"
-            full[name] = ParameterState(torch.cat(list(own.values())), tuple(rows))
-    return full, json.dumps(tokens, ensure_ascii=False)
+    return values
+
+
+def _rows(
+    values: Mapping[str, Tensor], told: Mapping[str, list[int] | None], free: int, where: str
+) -> dict[str, list[int]]:
+    """Token -> which rows of one embedding it is; `free` is the first that is not taken."""
+    rows: dict[str, list[int]] = {}
+    for token, value in values.items():
+        rows[token] = told.get(token) or list(range(free, free + len(value)))
+        if len(rows[token]) != len(value):
+            raise FileFormatError(
+                f"{where}: the token {token!r} has {len(value)} rows, not {len(rows[token])}"
+            )
+        free = max(free, *(row + 1 for row in rows[token]))
+    return rows
 
 
 def read_tokens(metadata: Mapping[str, str], where: str) -> Tokens:

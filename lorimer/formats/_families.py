@@ -171,7 +171,10 @@ def _stranger(paths: Iterable[str], told: str | None, format: str) -> str:
     others = [part for part in dict.fromkeys(path.partition(".")[0] for path in paths) if part not in parts]
     if others:
         known = ", ".join(sorted(parts))
-        return f"the {format} format knows no component {others[0]!r}, only {known}; use 'lorimer' or 'peft'"
+        of = f" of {told!r}" if told in _all() else ""
+        return (
+            f"the {format} format knows no component {others[0]!r}{of}, only {known}; use 'lorimer' or 'peft'"
+        )
     strange = [path for path in paths if not any(_has(names, [path]) for names in families.values())]
     whose = f"{told!r}" if told in _all() else "any family of models that lorimer knows"
     if not strange:

@@ -59,12 +59,9 @@ class KohyaFormat(Format):
         metadata = dict(marker.metadata or foreign_metadata(header))
         if family.sure:
             metadata.setdefault("family", family.name)
-        full, tokens = unbundled(bundle, family.names, metadata, where)
+        full, tokens = unbundled(bundle, family.names, metadata, marker.full, where)
         if full:
             metadata[TOKENS] = metadata.get(TOKENS, tokens)
-        missing = set(marker.full) - full.keys()
-        if missing:
-            raise FileFormatError(f"{path}: incomplete, it lacks {', '.join(sorted(missing))}")
         config = marker.config if marker.method else method.config_of(layers)
         present = dict.fromkeys(name.partition(".")[0] for name in (*layers, *full))
         declared = marker.components

@@ -154,19 +154,6 @@ def test_alpha_without_a_layer(tmp_path: Path) -> None:
             lorimer.read(path)
 
 
-def test_methods_of_others_are_named(tmp_path: Path) -> None:
-    """LoCon's third factor, and magnitudes over columns, are not lost without a word."""
-    path = tmp_path / "adapter.safetensors"
-    tensors = {
-        "lora_unet_conv_in.lora_down.weight": torch.ones(1, 2),
-        "lora_unet_conv_in.lora_up.weight": torch.ones(2, 1),
-    }
-    for extra, said in (("lora_mid.weight", "lora_mid"), ("dora_scale", "over its columns")):
-        safe_io.write_safetensors({**tensors, f"lora_unet_conv_in.{extra}": torch.ones(1, 2)}, path)
-        with pytest.raises(FileFormatError, match=said):
-            lorimer.read(path)
-
-
 def test_header_that_managers_read(pipeline: Callable[[], Any], tmp_path: Path) -> None:
     ours = pipeline()
     adapter = adapt(ours, {"conv1": 2})
