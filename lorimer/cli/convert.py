@@ -47,7 +47,7 @@ def convert(
     family: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="What kohya's settings train, where they do not show it: sdxl, ..."
+            metavar="NAME", help="The family of models that it is for, where that does not show: sdxl, ..."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -67,7 +67,7 @@ def convert(
     from lorimer.cli._runs import adapter_file
     from lorimer.ops.convert import convert as convert_file
 
-    written = convert_file(adapter_file(source), target, to=to, dtype=dtype)
+    written = convert_file(adapter_file(source), target, to=to, dtype=dtype, family=family)
     typer.echo(json.dumps({"file": str(written), "format": to}) if as_json else f"wrote {written}")
 
 

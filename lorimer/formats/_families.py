@@ -46,7 +46,7 @@ def family_to_write(state: AdapterState, format: str) -> Chosen:
         known = " or ".join(repr(name) for name in fitting)
         raise FileFormatError(
             f"the {format} format needs to know the family of models that the adapter is for, {known}, whose "
-            f'layers it names differently. Say which: lorimer.save(..., metadata={{"{FAMILY}": ...}})'
+            f'layers it names differently. Say which: metadata={{"{FAMILY}": ...}} or --family'
         )
     return _first(fitting)
 

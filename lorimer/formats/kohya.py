@@ -27,7 +27,7 @@ from lorimer.families._names import FileNames, Place
 from lorimer.formats._base import Format
 from lorimer.formats._bundle import PREFIX, TOKENS, bundled, in_order_of_tokens, unbundled
 from lorimer.formats._checks import alpha_tensor, header_of, read_adapter_tensors, require_suffix
-from lorimer.formats._components import require_components
+from lorimer.formats._components import present_components, require_components
 from lorimer.formats._dialects import as_read_back, in_dialect, keyed_tensors
 from lorimer.formats._families import family_to_write
 from lorimer.formats._fused import fuse, swap_halves
@@ -63,9 +63,7 @@ class KohyaFormat(Format):
         if full:
             metadata[TOKENS] = metadata.get(TOKENS, tokens)
         config = marker.config if marker.method else method.config_of(layers)
-        present = dict.fromkeys(name.partition(".")[0] for name in (*layers, *full))
-        declared = marker.components
-        components = declared if present.keys() <= set(declared) else tuple(present)
+        components = present_components([*layers, *full], marker.components)
         return AdapterState(method.name, layers, config, components, metadata, full)
 
     @classmethod

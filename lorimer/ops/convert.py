@@ -16,7 +16,12 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def convert(
-    source: str | Path, target: str | Path, *, to: str, dtype: str | torch.dtype | None = None
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str,
+    dtype: str | torch.dtype | None = None,
+    family: str | None = None,
 ) -> Path:
     """Write the adapter in `source` to `target` in the format `to`; returns the target's path.
 
@@ -27,16 +32,19 @@ def convert(
     Args:
         to: a registered format's name.
         dtype: precision in the new file ("float32", "float16", "bfloat16"); by default as it is.
+        family: the family of picture models that it is for, where the source does not say.
 
     Raises:
         FileFormatError: the source is broken, or the format cannot hold it. Nothing is written.
-        UsageError: an unknown format or dtype, or the target is the source.
+        UsageError: an unknown format, dtype or family, or the target is the source.
     """
     source, target = Path(source), Path(target)
     format = registry.get("format", to)
     if target.exists() and target.resolve() == source.resolve():
         raise UsageError(f"{target}: source and target are the same; name another target")
     state = read(source)
+    if family is not None:
+        state.metadata["family"] = registry.get("family", family).name
     if dtype is not None:
         state = in_precision(state, precision(dtype))
     format.write(state, target)
