@@ -15,12 +15,15 @@ import lorimer
 from lorimer.cli.analyse import analyse
 from lorimer.cli.check import check
 from lorimer.cli.compose import compose
+from lorimer.cli.control import control
 from lorimer.cli.convert import convert
 from lorimer.cli.demo import demo
 from lorimer.cli.doctor import doctor
 from lorimer.cli.extract import extract
+from lorimer.cli.grid import grid
 from lorimer.cli.inspect import inspect
 from lorimer.cli.merge import merge
+from lorimer.cli.plot import plot
 from lorimer.cli.resize import resize
 from lorimer.cli.sample import sample
 from lorimer.cli.train import train
@@ -36,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(demo, train, check, sample, merge, convert),
+    *(demo, train, check, control, plot, sample, grid, merge, convert),
     *(extract, resize, compose, analyse, inspect, doctor),
 ):
     app.command()(command)

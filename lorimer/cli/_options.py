@@ -16,6 +16,7 @@ AdapterSource = Annotated[
         metavar="RUN|FILE", help="A run folder, or an adapter in any known format.", show_default=False
     ),
 ]
+RunSource = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 BaseModel = Annotated[
     str | None,
     typer.Option(
@@ -57,4 +58,27 @@ PlainModel = Annotated[
         metavar="MODEL",
         help="The base model: embedded, or a folder in the layout of diffusers or transformers.",
     ),
+]
+Prompt = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="What to draw; may be repeated.")]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="A text file with one prompt a line.")
+]
+Seed = Annotated[list[int] | None, typer.Option(metavar="NUMBER", help="May be repeated.")]
+Strength = Annotated[
+    list[float] | None,
+    typer.Option(metavar="NUMBER", help="0 is the base model, 1 the adapter as trained; may be repeated."),
+]
+SamplingSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, metavar="NUMBER", help="Sampling steps.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(metavar="NUMBER", help="Classifier-free guidance; 1 is none.")
+]
+NegativePrompt = Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw.")]
+Resolution = Annotated[
+    str | None,
+    typer.Option(metavar="PIXELS", help="Side of the pictures, or width and height such as 768x1024."),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, metavar="NUMBER", help="How many pictures are drawn at once; bounds the memory.")
 ]

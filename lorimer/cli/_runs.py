@@ -5,12 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorimer.errors import UsageError
+from lorimer.formats.safe_io import read_json
 from lorimer.train.run_folder import RunFolder
 
 
 def adapter_of(run: Path) -> Path:
     """Where a run puts its adapter in lorimer's own format."""
     return RunFolder(run).adapter / "adapter.safetensors"
+
+
+def state_of(folder: RunFolder) -> str:
+    """ "running", "finished", "interrupted", "failed", or "not begun"; a killed run still says "running"."""
+    return str(read_json(folder.status)["state"]) if folder.status.is_file() else "not begun"
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether the run took all its steps, so that its adapter is what came of them."""
+    return state_of(folder) == "finished" and adapter_of(folder.path).is_file()
 
 
 def adapter_file(source: Path) -> Path:
