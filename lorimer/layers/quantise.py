@@ -65,11 +65,15 @@ def quantise_base(part: nn.Module, precision: str, device: torch.device, compute
     return Saving(len(paths), before, weight_bytes(part))
 
 
-def weight_bytes(module: nn.Module, without: Container[int] = ()) -> int:
-    """Bytes of all parameters and buffers of a module, of quantised ones as they are kept. Those `without`
-    (by id) do not count, and what is not there, on torch's meta device, neither."""
+def weight_bytes(module: nn.Module, without: Container[int] = (), on: str | None = None) -> int:
+    """Bytes of all parameters and buffers of a module, of quantised ones as they are kept; but for those
+    `without` (by id), and those that are not `on` that type of device."""
     every = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(_bytes(each) for key, each in every.items() if key not in without and not each.is_meta)
+    return sum(
+        _bytes(each)
+        for key, each in every.items()
+        if key not in without and (on is None or each.device.type == on)
+    )
 
 
 def _bytes(tensor: torch.Tensor) -> int:

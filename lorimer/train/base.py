@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorimer.errors import LorimerError, RecipeError
+from lorimer.errors import LorimerError, RecipeError, UsageError
 from lorimer.layers.offload import Offload, blocks_of, move
 from lorimer.layers.quantise import KEPT, quantise_base
 from lorimer.layers.quantised import dequantised, is_quantised
@@ -17,6 +17,7 @@ from lorimer.layers.slots import LayerSlots
 from lorimer.tasks._base import Task
 from lorimer.train.events import describe_bytes
 from lorimer.train.recipe import Recipe
+from lorimer.train.sections import TrainSection
 
 _NOT_REENTRANT = {"use_reentrant": False}
 # How libraries call it -> with what options.
@@ -27,34 +28,47 @@ _CHECKPOINTING: dict[str, dict[str, Any]] = {
 }
 
 
-def load(
-    recipe: Recipe, task: Task, device: torch.device
-) -> tuple[nn.Module, Offload | None, tuple[str, ...]]:
-    """The base on its device, kept as the recipe says: (model, blocks that only visit, notes)."""
+Loaded = tuple[nn.Module, Offload | None, tuple[str, ...]]
+
+
+def load(recipe: Recipe, task: Task, device: torch.device) -> Loaded:
+    """The base on its device, kept as the recipe says: (model, blocks that only visit, notes).
+
+    Raises:
+        RecipeError: it cannot be kept so.
+    """
     model, train = task.model(), recipe.train
     denoiser: nn.Module = getattr(model, "denoiser", model)
     if train.offload == "blocks":
-        if train.base_precision != "exact":
-            raise RecipeError(f"train.offload: does not go with base_precision {train.base_precision}")
-        blocks = blocks_of(denoiser.requires_grad_(False))
-        if len(blocks) <= train.offload_resident:
-            raise RecipeError(
-                f"train.offload: {type(denoiser).__name__} has {len(blocks)} blocks, and "
-                f"train.offload_resident keeps {train.offload_resident}; nothing is left to visit"
-            )
-        offload = Offload(blocks[train.offload_resident :], device)
-        move(model, device, offload)
-        count, spared = len(offload.home), describe_bytes(offload.bytes_at_home)
-        return model, offload, (f"{count} of {len(blocks)} blocks stay in main memory: {spared}",)
+        return _offloaded(model, denoiser, train, device)
     if train.base_precision not in KEPT:
         return model.to(device), None, ()
     types = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    saved = quantise_base(denoiser, train.base_precision, device, types[train.mixed_precision])
+    try:
+        saved = quantise_base(denoiser, train.base_precision, device, types[train.mixed_precision])
+    except UsageError as error:
+        raise RecipeError(f"train.base_precision: {error}") from error
     note = (
         f"{saved.layers} layers kept in {train.base_precision}: {type(denoiser).__name__} takes "
         f"{describe_bytes(saved.after)} instead of {describe_bytes(saved.before)}"
     )
     return model.to(device), None, (note,)
+
+
+def _offloaded(model: nn.Module, denoiser: nn.Module, train: TrainSection, device: torch.device) -> Loaded:
+    """The base with the denoiser's blocks in main memory."""
+    if train.base_precision != "exact":
+        raise RecipeError(f"train.offload: does not go with base_precision {train.base_precision}")
+    blocks = blocks_of(denoiser.requires_grad_(False))
+    if len(blocks) <= train.offload_resident:
+        raise RecipeError(
+            f"train.offload: {type(denoiser).__name__} has {len(blocks)} blocks, and "
+            f"train.offload_resident keeps {train.offload_resident}; nothing is left to visit"
+        )
+    offload = Offload(blocks[train.offload_resident :], device)
+    move(model, device, offload)
+    spared = describe_bytes(offload.bytes_at_home)
+    return model, offload, (f"{len(offload.home)} of {len(blocks)} blocks stay in main memory: {spared}",)
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:

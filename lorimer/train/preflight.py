@@ -80,25 +80,9 @@ def inspect(setup: Setup) -> Preflight:
     with peak(device) as used:
         loss, seconds, without_gradient = _dry_run(setup)
     memory = _memory(setup, used)
+    warnings = _warnings(setup, memory, loss, without_gradient)
     passes = -(-order.examples_per_step // (order.batch_size * order.ranks))
     epochs = train.steps / order.steps_per_epoch
-    warnings = []
-    if order.examples < order.examples_per_step:
-        warnings.append(
-            f"a step asks for {order.examples_per_step} examples and there are {order.examples}: "
-            "every step reads all of them"
-        )
-    if train.warmup_steps >= train.steps:
-        warnings.append("the whole run is warm-up: train.warmup_steps is not below train.steps")
-    if without_gradient:
-        warnings.append(f"no gradient reaches {_some(without_gradient)}")
-    if memory.nearly_full:
-        warnings.append(_advice(setup, memory))
-    if KINDS[train.optimizer].one_rate and train.learning_rate < 0.1:
-        warnings.append(f"{train.optimizer} finds the rate by itself; train.learning_rate=1 is usual")
-    warnings += _about_offload(setup)
-    if not math.isfinite(loss):
-        warnings.append(f"the loss of the first batch is {loss}")
     return Preflight(
         adapter=setup.adapter.report(),
         task=(*_presets(setup), *setup.task.describe(setup.model, setup.data)),
@@ -113,6 +97,27 @@ def inspect(setup: Setup) -> Preflight:
         notes=(*setup.notes, *_rates(setup)),
         warnings=tuple(warnings),
     )
+
+
+def _warnings(setup: Setup, memory: Memory, loss: float, without_gradient: list[str]) -> list[str]:
+    """Facts that a person may want to act upon."""
+    train, order, warnings = setup.recipe.train, setup.order, []
+    if order.examples < order.examples_per_step:
+        warnings.append(
+            f"a step asks for {order.examples_per_step} examples and there are {order.examples}: "
+            "every step reads all of them"
+        )
+    if train.warmup_steps >= train.steps:
+        warnings.append("the whole run is warm-up: train.warmup_steps is not below train.steps")
+    if without_gradient:
+        warnings.append(f"no gradient reaches {_some(without_gradient)}")
+    if memory.nearly_full:
+        warnings.append(_advice(setup, memory))
+    if KINDS[train.optimizer].one_rate and train.learning_rate < 0.1:
+        warnings.append(f"{train.optimizer} finds the rate by itself; train.learning_rate=1 is usual")
+    if not math.isfinite(loss):
+        warnings.append(f"the loss of the first batch is {loss}")
+    return warnings + _about_offload(setup)
 
 
 def _presets(setup: Setup) -> list[str]:
@@ -174,9 +179,7 @@ def _memory(setup: Setup, used: Peak) -> Memory:
     gradients = sum(each.numel() * 4 for each in setup.parameters)
     averages = gradients if setup.average is not None else 0
     own = {id(each) for each in setup.parameters}
-    frozen = weight_bytes(setup.model, without=own)
-    if setup.offload is not None and device.type == "cuda":
-        frozen -= setup.offload.bytes_at_home
+    frozen = weight_bytes(setup.model, without=own, on=device.type)
     activations = used.at_most - used.before - gradients
     return Memory(
         weights=frozen,

@@ -110,6 +110,8 @@ def test_what_cannot_be_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyP
         quantise_base(seeded(), "4bit", CPU, torch.float32)
     with pytest.raises(UsageError, match="nf4 needs a plain Linear layer of 128"):
         quantise_base(nn.Linear(3, 4), "nf4", CPU, torch.float32)
+    with pytest.raises(RecipeError, match=r"train\.base_precision: nf4 needs"):
+        check(recipe(tmp_path, "train.base_precision=nf4"))
     with pytest.raises(RecipeError, match=r"train\.offload: does not go with base_precision nf4"):
         train(recipe(tmp_path, "train.base_precision=nf4", "train.offload=blocks"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
