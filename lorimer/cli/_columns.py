@@ -1,5 +1,5 @@
-"""The columns of `lorimer grid`: the base model, then each adapter at each strength. Commands import this file
-when they run, since it imports torch."""
+"""The columns of `lorimer grid`: the base model, then each adapter at each strength. Commands import this
+file when they run, since it imports torch."""
 
 from __future__ import annotations
 
@@ -46,10 +46,8 @@ def adapters_of(source: Path, wanted: str, prefix: str = "") -> list[Shown]:
     folder = RunFolder(source)
     if not folder.recipe.is_file():
         return [Shown(source.stem, source)]
-    found = {
-        f"step {step_of(place)}": place / "adapter.safetensors"
-        for place in list_checkpoints(folder.checkpoints)
-    }
+    kept = list_checkpoints(folder.checkpoints)
+    found = {f"step {step_of(place)}": place / "adapter.safetensors" for place in kept}
     if not found:
         raise UsageError(f"{source} has no checkpoint yet")
     newest, same = list(found)[-1], {}

@@ -15,7 +15,6 @@ import torch
 import lorimer
 from lorimer import registry
 from lorimer.cli._runs import adapter_file
-from lorimer.cli._stored import Merging, picture_files
 from lorimer.errors import UsageError
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion, sample
 from lorimer.tasks._preview_section import PicturePreview
@@ -91,20 +90,6 @@ def _with_strength(text: str) -> tuple[Path, float]:
         return Path(name), float(value)
     except ValueError:
         raise UsageError(f"--adapter {text}: {value!r} is no strength; write FILE=0.7") from None
-
-
-def merging(source: Path, model_name: str | None, strength: float, dtype: torch.dtype | None) -> Merging:
-    """The adapter of a run folder or file on its way into the files of its base model.
-
-    Raises: as `load_adapted`.
-    """
-    file = adapter_file(source)
-    state = lorimer.read(file)
-    recipe = _recipe_of(source)
-    files, stored = picture_files(
-        model_name or (recipe and recipe.model) or _named_base(source, state.metadata)
-    )
-    return Merging(files, stored, state, strength, dtype, str(file))
 
 
 def draw(

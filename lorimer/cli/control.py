@@ -24,8 +24,7 @@ def control(
 ) -> None:
     """Ask a run that goes on for a preview now, for a checkpoint now, or to save and stop.
 
-    The same as making an empty file of that name in the run's folder control/. It is done after the step under
-    way.
+    The same as making an empty file of that name in the run's folder control/. Done after the step under way.
     """
     from lorimer.cli._runs import state_of
     from lorimer.errors import UsageError

@@ -53,9 +53,9 @@ def grid(
 ) -> None:
     """Compare checkpoints of a run, or several adapters, at several strengths.
 
-    Writes index.html, a page that opens from disk, with every picture as a PNG beside it, and one labelled PNG a
-    prompt. Prompts, seeds and settings are by default those of the run's previews; strengths 0 (the base
-    model) and 1. The trigger of the first adapter is put before prompts that lack it.
+    Writes index.html, a page that opens from disk, with every picture as a PNG beside it, and one labelled
+    PNG a prompt. Prompts, seeds and settings are by default those of the run's previews; strengths 0 (the
+    base model) and 1. The trigger of the first adapter is put before prompts that lack it.
     """
     from lorimer.cli._columns import adapters_of, draw_columns
     from lorimer.cli._pictures import (

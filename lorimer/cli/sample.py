@@ -47,10 +47,10 @@ def sample(
 ) -> None:
     """Draw pictures with an adapter at one or more strengths.
 
-    Writes one PNG per prompt, seed and strength, and grid.png with all of them; by default seed 0 and strength
-    1. The adapter's trigger is put before prompts that lack it. Steps, guidance, negative prompt and resolution
-    are by default those of the run's previews; for a file 30, what is usual for the model, none and the model's
-    own.
+    Writes one PNG per prompt, seed and strength, and grid.png with all of them; by default seed 0 and
+    strength 1. The adapter's trigger is put before prompts that lack it. Steps, guidance, negative prompt and
+    resolution are by default those of the run's previews; for a file 30, what is usual for the model, none
+    and the model's own.
     """
     from lorimer.cli._pictures import draw, given_settings, load_adapted, make_folder, prompts_in, slug
     from lorimer.tasks._grid import labelled_grid
