@@ -263,6 +263,8 @@ class _Index:
     def find(self, name: str) -> tuple[Rule, int, tuple[str, ...]] | None:
         """(rule, part, what "{}" stands for) of the template that is `name`."""
         shape, numbers = _shape(name)
+        if "{}" in numbers:  # a template, which no layer is called
+            return None
         for wanted, rule, part in self._by_shape.get(shape, ()):
             if all(want in ("{}", number) for want, number in zip(wanted, numbers, strict=True)):
                 free = zip(wanted, numbers, strict=True)

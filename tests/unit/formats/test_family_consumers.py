@@ -1,4 +1,4 @@
-"""Files for every family, loaded by diffusers' pipeline of it: its fused weights equal our merged ones."""
+"""Files for every family, loaded by diffusers and PEFT: their fused weights equal our merged ones."""
 
 from __future__ import annotations
 
@@ -70,11 +70,8 @@ def test_diffusers_loads_our_file(family: str, format: str, tmp_path: Path) -> N
     base = ours.weights()
     pattern = READ_FROM_KOHYA[family] if format == "kohya" else ""
     targets = [path for path in base if re.match(pattern, path)]
-    adapter = lorimer.attach(ours, LoRA(rank=2, alpha=3.0), targets)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.copy_(torch.randn(parameter.shape))
-    lorimer.save(adapter, tmp_path / "adapter.safetensors", format=format)
+    adapt(ours, targets)
+    lorimer.save(lorimer.attached(ours)["default"], tmp_path / "adapter.safetensors", format=format)
     lorimer.merge(ours)
     plugin = registry.get("family", family)
     with quiet():
@@ -82,7 +79,36 @@ def test_diffusers_loads_our_file(family: str, format: str, tmp_path: Path) -> N
         pipeline.load_lora_weights(str(tmp_path), weight_name="adapter.safetensors")
         pipeline.fuse_lora(components=list(theirs.components))
         pipeline.unload_lora_weights()
-    found, wanted = theirs.weights(), ours.weights()
+    assert_same_updates(theirs, ours, base, targets)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_loads_our_folders(family: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    ours, theirs = Adaptable(family), Adaptable(family)
+    base = ours.weights()
+    adapt(ours, [*base])
+    lorimer.save(lorimer.attached(ours)["default"], tmp_path / "adapter", format="peft")
+    lorimer.merge(ours)
+    for name in theirs.components:
+        loaded = PeftModel.from_pretrained(getattr(theirs, name), tmp_path / "adapter" / name)
+        loaded.merge_and_unload()
+    assert_same_updates(theirs, ours, base, [*base])
+
+
+def adapt(model: Adaptable, targets: list[str]) -> None:
+    """An adapter with alpha != rank, off its start."""
+    adapter = lorimer.attach(model, LoRA(rank=2, alpha=3.0), targets)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+
+
+def assert_same_updates(
+    found: Adaptable, wanted: Adaptable, base: dict[str, Tensor], targets: list[str]
+) -> None:
+    left, right = found.weights(), wanted.weights()
     for path in targets:
-        update = wanted[path] - base[path]
-        assert relative_difference(found[path] - base[path], update) < 10 * SAME_UPDATE, path
+        update = right[path] - base[path]
+        assert relative_difference(left[path] - base[path], update) < 10 * SAME_UPDATE, path
