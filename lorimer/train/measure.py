@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,14 +74,14 @@ class Peak:
 def peak(device: torch.device) -> Iterator[Peak]:
     """Measure the most memory in use within this context: of tensors on a GPU, else of the process.
 
-    Linux counts anew on request; elsewhere the most that the process ever took stands in, an upper bound.
+    Linux counts anew on request; else the most that the process ever took stands in, an upper bound.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         found = Peak(torch.cuda.memory_allocated(device))
     else:
         found = Peak(psutil.Process().memory_info().rss)
-        if _CLEAR.exists():
+        with contextlib.suppress(OSError):  # not Linux, or not allowed to
             _CLEAR.write_text("5")  # resets VmHWM, see proc(5)
     try:
         yield found
