@@ -53,8 +53,8 @@ def load_base(source: Path, file: Path, model_name: str | None) -> PictureBase:
         FileFormatError: the file is broken.
     """
     metadata = lorimer.read(file).metadata
-    recipe = _recipe_of(source)
-    model = load_diffusion(model_name or (recipe and recipe.model) or _named_base(source, metadata))
+    recipe = recipe_of(source)
+    model = load_diffusion(model_name or (recipe and recipe.model) or named_base(source, metadata))
     model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     trigger = metadata.get("trigger") or (recipe and recipe.data.trigger) or ""
     prompts = (recipe and recipe.preview.prompts) or ()
@@ -108,7 +108,7 @@ def draw(
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _recipe_of(source: Path) -> Recipe | None:
+def recipe_of(source: Path) -> Recipe | None:
     """The recipe of a run that draws pictures; None for a file."""
     if not RunFolder(source).recipe.is_file():
         return None
@@ -118,7 +118,7 @@ def _recipe_of(source: Path) -> Recipe | None:
     return recipe
 
 
-def _named_base(source: Path, metadata: dict[str, str]) -> str:
+def named_base(source: Path, metadata: dict[str, str]) -> str:
     """The base model that a file names, if that is the one in the package. Another is only shown, since
     loading what a file from elsewhere names could fetch anything from the hub."""
     named = metadata.get("base_model")

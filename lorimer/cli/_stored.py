@@ -7,11 +7,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+import lorimer
 from lorimer.adapters._state import AdapterState
+from lorimer.cli._pictures import named_base, recipe_of
+from lorimer.cli._runs import adapter_file
 from lorimer.errors import FileFormatError, UsageError
 from lorimer.formats.safe_io import PICKLE_SUFFIXES, pieces_of, publish_folder, write_files_atomic
 from lorimer.ops.merge_files import FilesReport, merge_into_files, write_merged_as
@@ -56,6 +60,21 @@ def _named(component: str, part: NetworkPart) -> dict[Path, Contents]:
     }
 
 
+def merging(source: Path, model_name: str | None, strength: float, dtype: torch.dtype | None) -> Merging:
+    """The adapter of a run folder or file on its way into the files of its base model.
+
+    Raises:
+        UsageError: the run has no adapter yet or draws no pictures; or nothing says which base is meant.
+        FileFormatError: the file is broken.
+    """
+    file = adapter_file(source)
+    state = lorimer.read(file)
+    recipe = recipe_of(source)
+    named = model_name or (recipe and recipe.model) or named_base(source, state.metadata)
+    files, stored = picture_files(named)
+    return Merging(files, stored, state, strength, dtype, str(file))
+
+
 @dataclass(frozen=True)
 class Merging:
     """An adapter on its way into a model's files.
@@ -83,7 +102,9 @@ class Merging:
             return self._into_folder(output)
         if self.files.place.is_file():
             return self._run(merge_into_files, {self.files.place: output})
-        return self._run(write_merged_as, *self._native_layout(), output=output)
+        layout, convolutions = self._native_layout()
+        told = self._schedule()
+        return self._run(write_merged_as, layout, output, convolutions=convolutions, **told)
 
     def _run(self, merge: Callable[..., FilesReport], *arguments: object, **options: object) -> FilesReport:
         return merge(
@@ -131,6 +152,22 @@ class Merging:
                 layout[first.prefixes[0] + key] = named
             convolutions += first.convolutions
         return layout, convolutions or ("\n",)
+
+    def _schedule(self) -> dict[str, Any]:
+        """How a checkpoint file says what its model predicts: in the header, and by keys that other programs
+        look for."""
+        if self.files.family.process == "flow":
+            return {}
+        scheduler = self.files.parts["scheduler"]
+        assert scheduler is not None
+        config = scheduler.load(torch.float32).config
+        if config.prediction_type != "v_prediction":
+            return {"metadata": {"modelspec.prediction_type": "epsilon"}}
+        zero = getattr(config, "rescale_betas_zero_snr", False)
+        return {
+            "metadata": {"modelspec.prediction_type": "v"},
+            "marks": ("v_pred", "ztsnr") if zero else ("v_pred",),
+        }
 
 
 def _copied(files: ModelFiles) -> list[Path]:

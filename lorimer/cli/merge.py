@@ -28,7 +28,7 @@ def merge(
     checkpoint file. Tensor by tensor, so models larger than memory will do; what the adapter leaves alone
     stays as it was, to the bit. Any program that loads the base loads the result, with no adapter to apply.
     """
-    from lorimer.cli._pictures import merging
+    from lorimer.cli._stored import merging
     from lorimer.ops.convert import precision
 
     merged = merging(source, model, strength, None if dtype is None else precision(dtype))

@@ -7,7 +7,7 @@ alone is written as it was read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +85,8 @@ def write_merged_as(
     output: Path,
     *,
     convolutions: tuple[str, ...] = (),
+    marks: Sequence[str] = (),
+    metadata: Mapping[str, str] | None = None,
     strength: float = 1.0,
     dtype: torch.dtype | None = None,
     source: str = "adapter",
@@ -93,6 +95,8 @@ def write_merged_as(
 
     Args:
         convolutions: ends of the keys whose matrices are kept there as convolutions of kernel 1.
+        marks: empty tensors whose mere names say something.
+        metadata: entries of the header.
 
     Raises: as `merge_into_files`.
     """
@@ -105,17 +109,19 @@ def write_merged_as(
             for key, held in layout.items()
         }
 
+        entries |= dict.fromkeys(marks, (torch.float32, (0,)))
+
         def tensor(key: str) -> Tensor:
             kind, shape = entries[key]
             joined = torch.empty(shape, dtype=torch.float32)
-            for held in layout[key]:
+            for held in layout.get(key, ()):
                 value = folding.value(held.name)
                 if value is not None:
                     report.merged.append(held.name)
                 held.write(joined, read[held.name]() if value is None else value)
             return joined.to(kind)
 
-        write_safetensors_streamed(entries, tensor, output, _note(state, strength))
+        write_safetensors_streamed(entries, tensor, output, {**(metadata or {}), **_note(state, strength)})
     return report
 
 

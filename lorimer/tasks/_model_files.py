@@ -117,7 +117,7 @@ def _of_checkpoint(file: Path, source: str, given: dict[str, str]) -> ModelFiles
     if single is None:
         raise FileFormatError(f"{file}: models of the family {family.name} are not read from a single file")
     _require_known(given, family, ("path", "family", "config", "prediction"))
-    schedule = _schedule(file, single, header, given.pop("prediction", None))
+    schedule = _schedule(file, single, header, given.pop("prediction", None), told=own_configs is not None)
     folder = single.folder if own_configs is None else Path(own_configs).expanduser()
     configs = {name: _config_in(folder / name) for name in family.parts}
     if own_configs is None:
@@ -225,9 +225,9 @@ def _given_prefixes(found: ModelFiles, single: SingleFile) -> tuple[str, ...]:
     return tuple({prefix for layout in layouts for prefix in layout.prefixes if prefix})
 
 
-def _schedule(file: Path, single: SingleFile, header: Header, given: str | None) -> Config:
+def _schedule(file: Path, single: SingleFile, header: Header, given: str | None, *, told: bool) -> Config:
     """What of the sampler's config the recipe or the file says: what the denoiser predicts, and whether its
-    noise schedule ends in pure noise.
+    noise schedule ends in pure noise. `told`: the config is the model's own, so it is right.
 
     Raises:
         UsageError: neither says what is predicted, and such models differ.
@@ -236,9 +236,11 @@ def _schedule(file: Path, single: SingleFile, header: Header, given: str | None)
         return {}
     if given is not None and given not in _PREDICTIONS:
         raise UsageError(f"model: prediction must be {' or '.join(_PREDICTIONS)}, not {given!r}")
-    told = header.metadata.get("modelspec.prediction_type") or header.metadata.get("prediction_type", "")
-    marked = "v_prediction" if "v_pred" in header.tensors or told == "v" else None
-    prediction = given or marked or (told if told in _PREDICTIONS else None)
+    says = header.metadata.get("modelspec.prediction_type") or header.metadata.get("prediction_type", "")
+    marked = "v_prediction" if "v_pred" in header.tensors or says == "v" else None
+    prediction = given or marked or (says if says in _PREDICTIONS else None)
+    if prediction is None and told:
+        return {}
     if prediction is None and len(single.predictions) > 1:
         raise UsageError(
             f"{file}: does not say whether it predicts noise or velocity, and both kinds exist. Say it: "
