@@ -107,7 +107,7 @@ def sd3() -> Parts:
         "text_encoder": _clip(projected=True),
         "text_encoder_2": _clip(projected=True),
         "text_encoder_3": _t5(2 * WIDTH),
-        "vae": _vae(use_quant_conv=False, use_post_quant_conv=False),
+        "vae": _vae(**_SHIFTED),
         "tokenizer": tiny_tokenizer(),
         "tokenizer_2": tiny_tokenizer(),
         "tokenizer_3": t5_tokenizer(),
@@ -124,7 +124,7 @@ def flux() -> Parts:
         ),
         "text_encoder": _clip(),
         "text_encoder_2": _t5(WIDTH),
-        "vae": _vae(use_quant_conv=False, use_post_quant_conv=False),
+        "vae": _vae(**_SHIFTED),
         "tokenizer": tiny_tokenizer(),
         "tokenizer_2": t5_tokenizer(),
         "scheduler": _flow_sampler(**_DYNAMIC),
@@ -143,7 +143,7 @@ def chroma() -> Parts:
             approximator_layers=1,
         ),
         "text_encoder": _t5(WIDTH),
-        "vae": _vae(use_quant_conv=False, use_post_quant_conv=False),
+        "vae": _vae(**_SHIFTED),
         "tokenizer": t5_tokenizer(),
         "scheduler": _flow_sampler(**_DYNAMIC),
     }
@@ -217,7 +217,7 @@ def z_image() -> Parts:
             axes_dims=[4, 4, 8],
         ),
         "text_encoder": _qwen3(Qwen3Model, WIDTH, layers=2),
-        "vae": _vae(use_quant_conv=False, use_post_quant_conv=False),
+        "vae": _vae(**_SHIFTED),
         "tokenizer": qwen_tokenizer(),
         "scheduler": _flow_sampler(shift=3.0),
     }
@@ -240,7 +240,7 @@ def lumina2() -> Parts:
             cap_feat_dim=WIDTH,
         ),
         "text_encoder": _gemma(),
-        "vae": _vae(),
+        "vae": _vae(**_SHIFTED),
         "tokenizer": gemma_tokenizer(),
         "scheduler": _flow_sampler(shift=6.0),
     }
@@ -270,6 +270,7 @@ _VAE_SHAPE: dict[str, Any] = {
     "norm_num_groups": 4,
     "sample_size": 64,
 }
+_SHIFTED = {"shift_factor": 0.25, "use_quant_conv": False, "use_post_quant_conv": False}
 _DYNAMIC: dict[str, Any] = {
     "use_dynamic_shifting": True,
     "base_shift": 0.5,
@@ -297,7 +298,7 @@ def _unet(**more: Any) -> Any:
 def _vae(**more: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(**_VAE_SHAPE, scaling_factor=0.5, shift_factor=0.25, **more)
+    return AutoencoderKL(**_VAE_SHAPE | {"scaling_factor": 0.5} | more)
 
 
 def _clip(width: int = WIDTH, layers: int = 2, projected: bool = False) -> Any:
@@ -432,9 +433,14 @@ def qwen_tokenizer() -> Any:
 
 def gemma_tokenizer() -> Any:
     """Every letter is a token, begins with <bos>."""
+    from tokenizers import processors
     from transformers import GemmaTokenizer
 
     vocabulary = {special: number for number, special in enumerate(("<pad>", "<eos>", "<bos>", "<unk>"))}
     for letter in ("▁", *_LETTERS[1:]):
         vocabulary[letter] = len(vocabulary)
-    return GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=2048)
+    tokenizer = GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=2048)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    return tokenizer

@@ -134,6 +134,12 @@ class Family(ABC):
         Exactly one family must say so."""
         return configs.get(cls.denoiser, {}).get("_class_name") == cls.parts[cls.denoiser].cls
 
+    @classmethod
+    def idle(cls, model: DiffusionModel) -> tuple[str, ...]:
+        """Paths of what changes no prediction, such as the layers of a text encoder behind the one that is
+        read: adapters leave it alone, as they would learn nothing there."""
+        return ()
+
     # ---- what goes in: captions and pictures
 
     @staticmethod

@@ -54,18 +54,15 @@ class Chroma(Family):
 
     @staticmethod
     def predict(model: DiffusionModel, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
-        height, width = noisy.shape[-2:]
-        hidden, seen, tokens = conditioning["hidden"], conditioning["mask"], pack(noisy)
-        predicted = model.transformer(
-            tokens,
-            timestep=times,
-            encoder_hidden_states=hidden,
-            txt_ids=hidden.new_zeros(hidden.shape[1], 3),
-            img_ids=image_ids(height // 2, width // 2, noisy.device),
-            attention_mask=torch.cat([seen.bool(), seen.new_ones(tokens.shape[:2], dtype=torch.bool)], dim=1),
-            return_dict=False,
-        )[0]
-        return unpack(predicted, height, width)
+        """Captions of one length at a time and without a mask, which diffusers forgets in half of the blocks
+        where activations are recomputed."""
+        lengths = conditioning["mask"].sum(1)
+        predicted = torch.empty_like(noisy)
+        for length in lengths.unique().tolist():
+            rows = lengths == length
+            hidden = conditioning["hidden"][rows, :length]
+            predicted[rows] = _predict(model.transformer, noisy[rows], times[rows], hidden)
+        return predicted
 
     @staticmethod
     def mended(pipeline: Any) -> Any:
@@ -83,3 +80,16 @@ class Chroma(Family):
     @classmethod
     def pixel_unit(cls, model: DiffusionModel) -> int:
         return 2 * cls.pixels_per_latent(model)
+
+
+def _predict(transformer: Any, noisy: Tensor, times: Tensor, hidden: Tensor) -> Tensor:
+    height, width = noisy.shape[-2:]
+    tokens = transformer(
+        pack(noisy),
+        timestep=times,
+        encoder_hidden_states=hidden,
+        txt_ids=hidden.new_zeros(hidden.shape[1], 3),
+        img_ids=image_ids(height // 2, width // 2, noisy.device),
+        return_dict=False,
+    )[0]
+    return unpack(tokens, height, width)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
 
 _PATCH = 2  # latents of the VAE along a side that become one of the denoiser
+_LAST_READ = 27  # layers of the text encoder, by the pipeline's default
 
 
 class Flux2Klein(Family):
@@ -51,6 +52,13 @@ class Flux2Klein(Family):
     def fits(cls, configs: Mapping[str, Config]) -> bool:
         """FLUX.2 dev, which takes a guidance scale and reads captions with Mistral, is another family."""
         return super().fits(configs) and not configs["transformer"].get("guidance_embeds", True)
+
+    @classmethod
+    def idle(cls, model: DiffusionModel) -> tuple[str, ...]:
+        """What lies behind the last of the text encoder's layers that are read."""
+        behind = range(_LAST_READ, model.text_encoder.config.num_hidden_layers)
+        layers = (f"text_encoder.model.layers.{layer}" for layer in behind)
+        return (*layers, "text_encoder.model.norm", "text_encoder.lm_head")
 
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:

@@ -41,6 +41,12 @@ class Lumina2(Family):
     times: ClassVar = TimeSampling("sigmoid", shift="auto")
     kohya: ClassVar = LUMINA2
 
+    @classmethod
+    def idle(cls, model: DiffusionModel) -> tuple[str, ...]:
+        """Of the text encoder the layer before the last is read."""
+        last = model.text_encoder.config.num_hidden_layers - 1
+        return (f"text_encoder.layers.{last}", "text_encoder.norm")
+
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
         """A caption follows the system prompt; that of a dropped caption is dropped with it, as the pipeline

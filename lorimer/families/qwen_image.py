@@ -44,6 +44,14 @@ class QwenImage(Family):
     times: ClassVar = TimeSampling("sigmoid", shift="auto")
     kohya: ClassVar = QWEN_IMAGE
 
+    @classmethod
+    def idle(cls, model: DiffusionModel) -> tuple[str, ...]:
+        """The text encoder's eyes and its head; in the last block what is made of the text."""
+        last = f"transformer.transformer_blocks.{model.transformer.config.num_layers - 1}"
+        of_text = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
+        encoder = ("text_encoder.model.visual", "text_encoder.lm_head")
+        return (*encoder, *(f"{last}.{name}" for name in of_text))
+
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
         hidden, mask = pipeline.encode_prompt(

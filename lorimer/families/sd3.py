@@ -52,6 +52,13 @@ class StableDiffusion3(Family):
     kohya: ClassVar = SD3
     single_file = SD3_FILE
 
+    @classmethod
+    def idle(cls, model: DiffusionModel) -> tuple[str, ...]:
+        """The last block makes nothing of the text any more."""
+        attention = f"transformer.transformer_blocks.{model.transformer.config.num_layers - 1}.attn"
+        norm = (f"{attention}.norm_added_q",) if model.transformer.config.qk_norm else ()
+        return (f"{attention}.add_q_proj", *norm)
+
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
         hidden, _, pooled, _ = pipeline.encode_prompt(

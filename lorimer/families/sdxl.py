@@ -66,6 +66,12 @@ class StableDiffusionXL(Family):
     def fits(cls, configs: Mapping[str, Config]) -> bool:
         return super().fits(configs) and configs["unet"].get("addition_embed_type") == "text_time"
 
+    @classmethod
+    def idle(cls, model: DiffusionModel) -> tuple[str, ...]:
+        """Of the first text encoder the layer before the last is read."""
+        last = model.text_encoder.config.num_hidden_layers - 1
+        return (f"text_encoder.encoder.layers.{last}", "text_encoder.final_layer_norm")
+
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
         hidden, _, pooled, _ = pipeline.encode_prompt(

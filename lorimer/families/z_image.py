@@ -42,6 +42,12 @@ class ZImage(Family):
     guidance = 5.0
     kohya: ClassVar = Z_IMAGE
 
+    @classmethod
+    def idle(cls, model: DiffusionModel) -> tuple[str, ...]:
+        """Of the text encoder the layer before the last is read."""
+        last = model.text_encoder.config.num_hidden_layers - 1
+        return (f"text_encoder.layers.{last}", "text_encoder.norm")
+
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
         rows, _ = pipeline.encode_prompt(
