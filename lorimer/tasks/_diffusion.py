@@ -91,6 +91,11 @@ class DiffusionModel(nn.Module):
         return "flow" if self.family.process == "flow" else self.scheduler.config.prediction_type
 
     @property
+    def idle_layers(self) -> tuple[str, ...]:
+        """Paths of what changes no prediction and is not adapted; see `Family.idle`."""
+        return self.family.idle(self)
+
+    @property
     def text_encoders(self) -> dict[str, Any]:
         """The text encoders that the model has, by component."""
         return {name: getattr(self, name) for name in self.family.text_encoders if name in self.components}
@@ -125,13 +130,15 @@ class DiffusionModel(nn.Module):
     def train(self, mode: bool = True) -> DiffusionModel:
         """Put adapters into training mode; frozen parts stay in evaluation mode, as dropout in a frozen
         network is only noise. Blocks that checkpoint gradients are told the mode since transformers
-        asks them for it; what is inside them is not."""
+        asks them for it; what is inside them is not, as T5's attention would drop weights."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
         super().train(False)
         self.training = mode
         for module in self.modules():
             if isinstance(module, LayerSlots):
                 module.train(mode)
-            elif getattr(module, "gradient_checkpointing", False):
+            elif isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
                 module.training = mode
         return self
 
