@@ -55,7 +55,7 @@ class Folding:
             for layer in layers
             for parameter, value in found.modules[layer]._parameters.items()
             if value is not None
-            for name in self._names.get(f"{layer}.{parameter}", (f"{layer}.{parameter}",))
+            for name in self.names_of(f"{layer}.{parameter}")
         }
 
     def value(self, name: str) -> Tensor | None:
@@ -89,10 +89,13 @@ class Folding:
             if value is not None and name in merged
         }
 
+    def names_of(self, name: str) -> tuple[str, ...]:
+        """All the names of a parameter."""
+        return self._names.get(name, (name,))
+
     def _value_of(self, name: str) -> Tensor:
         """A parameter's value, under whichever of its names the files have it."""
-        names = self._names.get(name, (name,))
-        return self._read[next((each for each in names if each in self._read), name)]()
+        return self._read[next((each for each in self.names_of(name) if each in self._read), name)]()
 
     def _state_at(self, layer: str) -> AdapterState:
         """The part of the adapter that acts on one layer."""

@@ -7,7 +7,7 @@ alone is written as it was read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,6 +104,7 @@ def write_merged_as(
     with model.opened() as read:
         folding = Folding(model.skeleton, state, read, strength=strength, source=source)
         dtypes = _dtypes(model)
+        layout = {key: held for key, held in layout.items() if not _is_twin(held, folding, read)}
         entries = {
             key: (dtype or dtypes[held[0].name], _joined_shape(held, key.endswith(convolutions)))
             for key, held in layout.items()
@@ -179,6 +180,14 @@ def _require_within(model: StoredModel, folding: Folding, outputs: Mapping[Path,
             f"the adapter changes {outside[0]!r} and {len(outside) - 1} other layers that are not in "
             f"{', '.join(str(path) for path in outputs)}; merge into a folder that has all parts"
         )
+
+
+def _is_twin(all_held: tuple[Held, ...], folding: Folding, read: Container[str]) -> bool:
+    """Whether the files keep a tensor under another of its names alone."""
+    return all(
+        held.name not in read and any(name in read for name in folding.names_of(held.name))
+        for held in all_held
+    )
 
 
 def _dtypes(model: StoredModel) -> dict[str, torch.dtype]:
