@@ -23,6 +23,7 @@ class StableDiffusion2(StableDiffusion1):
         architecture="stable-diffusion-v2-512",
         velocity_architecture="stable-diffusion-v2-768-v",
         base_version="sd_v2",
+        known_as=("sd_2", "sd2", "stable-diffusion-v2"),
         side=768,
         widths={"attn2.to_k": 1024, "attn2.to_v": 1024, "self_attn.q_proj": 1024},
         header={"ss_v2": "True"},

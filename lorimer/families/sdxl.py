@@ -57,6 +57,7 @@ class StableDiffusionXL(Family):
         },
         architecture="stable-diffusion-xl-v1-base",
         base_version="sdxl_base_v1-0",
+        known_as=("sdxl", "stable-diffusion-xl"),
         widths={"attn2.to_k": 2048, "attn2.to_v": 2048},
         header={"ss_v2": "False"},
     )
