@@ -53,6 +53,7 @@ class StableDiffusion1(Family):
         },
         architecture="stable-diffusion-v1",
         base_version="sd_v1",
+        known_as=("sd_1", "sd1"),
         side=512,
         widths={"attn2.to_k": 768, "attn2.to_v": 768, "self_attn.q_proj": 768},
         header={"ss_v2": "False"},
@@ -76,6 +77,14 @@ class StableDiffusion1(Family):
             list(captions), pipeline.text_encoder.device, 1, False, clip_skip=clip_skip
         )
         return {"hidden": hidden}
+
+    @staticmethod
+    def mended(pipeline: Any) -> Any:
+        """For `clip_skip` diffusers looks for a level that CLIP no longer has in transformers 5."""
+        encoder = pipeline.text_encoder
+        if not hasattr(encoder, "text_model"):
+            encoder.__dict__["text_model"] = encoder  # no child, or it would be its own
+        return pipeline
 
     @staticmethod
     def predict(model: DiffusionModel, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:

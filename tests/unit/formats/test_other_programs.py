@@ -360,3 +360,23 @@ def test_a_model_tells_its_family(tmp_path: Path) -> None:
     adapter = lorimer.attach(model, LoRA(rank=1), ["unet.conv_in"])
     lorimer.save(adapter, tmp_path / "a.safetensors", format="kohya")
     assert "lora_unet_input_blocks_0_0.alpha" in safe_io.read_safetensors(tmp_path / "a.safetensors")[0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "family"),
+    [
+        ("ss_base_model_version", "sd_v1", "sd1"),
+        ("ss_base_model_version", "sd_1.5", "sd1"),
+        ("ss_base_model_version", "sd_v2_v", "sd2"),
+        ("ss_base_model_version", "sdxl_1.0", "sdxl"),
+        ("modelspec.architecture", "stable-diffusion-xl-v1-base/lora", "sdxl"),
+        ("modelspec.architecture", "stable-diffusion-v2-768-v/lora", "sd2"),
+        ("modelspec.architecture", "Something-Else", None),
+    ],
+)
+def test_headers_tell_the_family(entry: str, value: str, family: str | None, tmp_path: Path) -> None:
+    name = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{name}.lora_down.weight": torch.ones(1, 16), f"{name}.lora_up.weight": torch.ones(2, 1)}
+    state = lorimer.read(file(tmp_path, tensors, {entry: value}))
+    assert state.metadata.get("family") == family
+    assert state.layers.keys() == attention(16).layers.keys()
