@@ -220,7 +220,7 @@ def _hub_files() -> list[str]:
     patterns = {"model_index.json"}
     for family in registry.all_of("family").values():
         for name, part in family.parts.items():
-            patterns |= {f"{name}/*.json", f"{name}/*.txt", f"{name}/*.model"}
+            patterns |= {f"{name}/*.{ending}" for ending in ("json", "txt", "model", "jinja")}
             if part.weight_stem:
                 stem = f"{name}/{part.weight_stem}"
                 patterns |= {f"{stem}.safetensors", f"{stem}-0*.safetensors"}
