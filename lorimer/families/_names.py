@@ -124,12 +124,13 @@ class ComponentNames:
         place = self._filled(*found)
         return _alone(self.level + path, path) if self.by_module else place
 
-    def places(self, name: str) -> tuple[Place, ...]:
-        """The modules in the layer that a file calls `name`, the component's prefix included."""
+    def places(self, name: str, component: str = "") -> tuple[Place, ...]:
+        """The modules in the layer that a file calls `name`, the component's prefix included, or the
+        component's own name where "." is kept."""
         if name.startswith(self.prefix):
             rest = name.removeprefix(self.prefix)
             return self._by_native(rest) or self._by_path(rest)
-        for prefix in self.dotted:
+        for prefix in (*self.dotted, f"{component}."):
             if name.startswith(prefix):
                 rest = name.removeprefix(prefix)
                 found = self._by_native(rest) or self._by_path(rest)
@@ -230,7 +231,7 @@ class FileNames:
     def places(self, name: str) -> tuple[Place, ...]:
         """The inverse: the modules in the layer that a file calls `name`."""
         for component, names in self.components.items():
-            found = names.places(name)
+            found = names.places(name, component)
             if found:
                 return tuple(_whole(each, component, names.prefix) for each in found)
         return ()

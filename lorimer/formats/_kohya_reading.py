@@ -38,6 +38,7 @@ _SUFFIXES = (
     (re.compile(r"\.lora_A(\.default)?\.weight$"), ".lora_down.weight"),
     (re.compile(r"\.lora_B(\.default)?\.weight$"), ".lora_up.weight"),
     (re.compile(r"\.lora\.(down|up)\.weight$"), r".lora_\1.weight"),
+    (re.compile(r"\.lora_magnitude_vector(\.default)?(\.weight)?$"), ".dora_scale"),
 )
 _MIDDLE = ".lora_mid.weight"
 

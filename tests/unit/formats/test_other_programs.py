@@ -162,6 +162,25 @@ def test_onetrainer_counts_text_encoders_otherwise(tmp_path: Path) -> None:
     assert "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q" in found[0]
 
 
+def test_diffusers_names_beside_tokens(tmp_path: Path) -> None:
+    """OneTrainer's files in diffusers' names, with what it calls the embeddings of the text encoders."""
+    names = (
+        "transformer.single_transformer_blocks.3.proj_mlp",
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+    )
+    tensors = {"bundle_emb.me.clip_l": torch.ones(1, 4), "bundle_emb.me.t5": torch.ones(2, 6)}
+    for name in names:
+        tensors |= {f"{name}.lora_A.weight": torch.ones(1, 2), f"{name}.lora_B.weight": torch.ones(3, 1)}
+        tensors[f"{name}.lora_magnitude_vector.weight"] = torch.ones(3)
+    state = lorimer.read(file(tmp_path, tensors, {"other": "entry"}))
+    assert state.method == "dora"
+    assert set(state.layers) == {names[0], "text_encoder.encoder.layers.0.mlp.fc1"}
+    assert {name: each.rows for name, each in state.full.items()} == {
+        "text_encoder.embeddings.token_embedding.weight": (49408,),
+        "text_encoder_2.shared.weight": (32128, 32129),
+    }
+
+
 def test_no_key_is_lost(tmp_path: Path) -> None:
     """A file with a layer of another family, a weight's difference, or a spelling twice."""
     good = {
