@@ -13,7 +13,7 @@ each tensor of a file holds, which is all that loading, merging and extracting n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -32,6 +32,7 @@ class Held:
         name: the parameter's name in its component.
         shape: the parameter's.
         begin: the first of the tensor's rows that it takes.
+        rows: how many the tensor has; None where it is this parameter alone.
         transposed: the tensor is its transpose.
         halves_swapped: its two halves stand in the opposite order.
     """
@@ -39,6 +40,7 @@ class Held:
     name: str
     shape: tuple[int, ...]
     begin: int = 0
+    rows: int | None = None
     transposed: bool = False
     halves_swapped: bool = False
 
@@ -49,7 +51,7 @@ class Held:
             ValueError: the tensor is of another shape.
         """
         value = tensor.mT if self.transposed else tensor
-        if self.shape:
+        if self.rows is not None and value.shape[:1] == (self.rows,):
             value = value[self.begin : self.begin + self.shape[0]]
         if self.halves_swapped:
             value = _swapped(value)
@@ -97,7 +99,7 @@ class Layout:
         parts: dict[str, dict[int, Held]] = {}
         for name, shape in shapes.items():
             key, part, swapped = self._native(name)
-            held = Held(name, shape, 0, key in self.transposed, swapped and _two_matrices(name, shapes))
+            held = Held(name, shape, 0, None, key in self.transposed, swapped and _two_matrices(name, shapes))
             parts.setdefault(key, {})[part] = held
         return {key: tuple(_stacked(by_part)) for key, by_part in parts.items()}
 
@@ -136,10 +138,14 @@ class Layout:
 
 def _stacked(parts: Mapping[int, Held]) -> Iterable[Held]:
     """The parameters of one tensor, one below the other."""
-    begin = 0
+    if len(parts) == 1:
+        return list(parts.values())
+    stacked, begin = [], 0
+    rows = sum(held.shape[0] for held in parts.values())
     for _, held in sorted(parts.items()):
-        yield Held(held.name, held.shape, begin, held.transposed, held.halves_swapped)
-        begin += held.shape[0] if held.shape else 0
+        stacked.append(replace(held, begin=begin, rows=rows))
+        begin += held.shape[0]
+    return stacked
 
 
 def _two_matrices(name: str, shapes: Shapes) -> bool:
