@@ -39,9 +39,8 @@ def family_to_write(state: AdapterState, format: str) -> Chosen:
     if not fitting or (told in _all() and told not in fitting):
         raise FileFormatError(_stranger(paths, told, format))
     widths = {path: shape[1] for path, layer in state.layers.items() if (shape := _shape(state, path))}
-    ending = widths.items()
-    fitting = _narrowed(fitting, told, lambda names: _matches(names, ending))
-    called = {tuple(str(names.place(path)) for path in state.layers) for names in fitting.values()}
+    fitting = _narrowed(fitting, told, lambda names: _matches(names, widths.items()))
+    called = {tuple(map(names.place, state.layers)) for names in fitting.values()}
     if len(called) > 1:
         known = " or ".join(repr(name) for name in fitting)
         raise FileFormatError(
@@ -85,12 +84,10 @@ def family_to_read(
     if told not in fitting and len(by_header) == 1:
         told = by_header[0]
 
-    def ending(names: FileNames) -> bool:
-        found = ((places[0].modules[0], width) for name, width in widths.items()
-                 if (places := names.places(name)))  # fmt: skip
-        return _matches(names, found)
+    def is_as_wide(names: FileNames) -> bool:
+        return _matches(names, ((names.places(name)[0].modules[0], width) for name, width in widths.items()))
 
-    return _first(_narrowed(fitting, told, ending))
+    return _first(_narrowed(fitting, told, is_as_wide))
 
 
 def names_of(state: AdapterState) -> FileNames | None:
