@@ -3,14 +3,69 @@ it imports torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from lorimer.cli._stored import picture_files
 from lorimer.errors import FileFormatError, MissingDependencyError, UsageError
 from lorimer.formats.safe_io import read_json
+from lorimer.ops._weights import Source
 from lorimer.tasks._diffusion import load_diffusion
+from lorimer.tasks._model_files import shown_name
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models to compare.
+
+    Attributes:
+        exclude: the parts of them that are left out.
+        metadata: what is known of both.
+    """
+
+    base: Source
+    tuned: Source
+    exclude: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def compared(base: str, tuned: str, components: Sequence[str]) -> Pair:
+    """Two models that are told apart: picture models in their files, others in memory.
+
+    Args:
+        components: the parts of picture models that are meant; all where there is none.
+
+    Raises:
+        UsageError: the two are of different families, or have no such component.
+    """
+    if not is_picture_model(base) or not is_picture_model(tuned):
+        if components:
+            raise UsageError("--component: only picture models have parts")
+        return Pair(load_model(base), load_model(tuned))
+    (before, one), (after, other) = picture_files(base), picture_files(tuned)
+    if before.family is not after.family:
+        raise UsageError(
+            f"{base} is a {before.family.name} model and {tuned} a {after.family.name} model; there is no "
+            "adapter from one to the other"
+        )
+    present = [name for name in before.family.adaptable() if name in before.networks]
+    for name in components:
+        if name not in present:
+            raise UsageError(f"--component {name}: the model has {', '.join(present)}")
+    exclude = tuple(name for name in present if components and name not in components)
+    facts = {"family": before.family.name, "base_model": shown_name(base)}
+    return Pair(one, other, exclude, facts)
+
+
+def is_picture_model(name: str) -> bool:
+    """Whether a picture model is meant: the embedded one, a file, a mapping, or a folder of parts."""
+    place = Path(name).expanduser()
+    parts = [*place.glob("unet/config.json"), *place.glob("transformer/config.json")]
+    return name == "embedded" or name.startswith("{") or place.is_file() or bool(parts)
 
 
 def load_model(name: str) -> nn.Module:
@@ -22,7 +77,7 @@ def load_model(name: str) -> nn.Module:
         MissingDependencyError: the package that it needs is not installed.
     """
     folder = Path(name).expanduser()
-    if name == "embedded" or (folder / "unet").is_dir():
+    if is_picture_model(name):
         return load_diffusion(name)
     if not (folder / "config.json").is_file():
         raise UsageError(

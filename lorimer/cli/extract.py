@@ -9,7 +9,7 @@ import typer
 from lorimer import registry
 from lorimer.cli._options import AsJson, Energy, Error, OutputFile, Precision, Rank
 
-_MODEL = "embedded, or a folder in the layout of diffusers or transformers"
+_MODEL = "embedded, one .safetensors checkpoint, or a folder in the layout of diffusers or transformers"
 
 
 def extract(
@@ -30,6 +30,10 @@ def extract(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="TARGET", help="Which of them not; may be repeated.")
     ] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Which parts of a picture model, e.g. unet; may be repeated."),
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Keep what differs elsewhere (norms, biases, heads) in full.")
     ] = False,
@@ -45,17 +49,20 @@ def extract(
     """Make a LoRA of a fine-tuned model.
 
     Of its difference to the base, by truncated singular value decomposition; says how much of it was kept,
-    and what differs that the adapter does not carry. Targets are by default all Linear layers.
+    and what differs that the adapter does not carry. Targets are by default all Linear layers. Picture models
+    are compared layer by layer, so those larger than memory will do.
     """
     import lorimer
     from lorimer.cli._derived import finish
-    from lorimer.cli._models import load_model
+    from lorimer.cli._models import compared
 
+    pair = compared(base, tuned, component or ())
     derived = lorimer.extract(
-        load_model(base),
-        load_model(tuned),
+        pair.base,
+        pair.tuned,
         target or "all-linear",
-        exclude=exclude or (),
+        exclude=(*(exclude or ()), *pair.exclude),
+        metadata=pair.metadata,
         rank=rank,
         energy=energy,
         error=error,

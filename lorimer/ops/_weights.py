@@ -15,8 +15,9 @@ from lorimer.attachment.attached import live_sites
 from lorimer.attachment.survey import survey
 from lorimer.errors import FileFormatError, UsageError
 from lorimer.formats.safe_io import open_safetensors
+from lorimer.ops.stored import StoredModel
 
-Source = nn.Module | Mapping[str, Tensor] | str | Path
+Source = nn.Module | StoredModel | Mapping[str, Tensor] | str | Path
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Weights:
 
 @contextmanager
 def opened(source: Source, label: str) -> Iterator[Weights]:
-    """The weights of a module, of a mapping, of a safetensors file, or of all such files in a folder.
+    """The weights of a module, of a model in its files, of a mapping, of a safetensors file, or of all such
+    files in a folder.
 
     Raises:
         FileFormatError: there is no such file, it is broken, or a name stands in two files of a folder.
@@ -53,6 +55,9 @@ def opened(source: Source, label: str) -> Iterator[Weights]:
     """
     if isinstance(source, nn.Module):
         yield Weights(label, _of_module(source))
+    elif isinstance(source, StoredModel):
+        with source.opened() as get:
+            yield Weights(source.label, get)
     elif isinstance(source, Mapping):
         yield Weights(label, {name: partial(_itself, tensor) for name, tensor in source.items()})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lorimer.ops._derived import Derived, LayerChange
 from lorimer.ops._spectrum import EVERYTHING, Keep
 from lorimer.ops._updates import approximated, form_of, plain_state
 from lorimer.ops._weights import Source, Weights, opened
+from lorimer.ops.stored import StoredModel
 
 
 def extract(
@@ -30,6 +31,7 @@ def extract(
     error: float | None = None,
     full: bool = False,
     model: nn.Module | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Derived:
     """The LoRA that makes `tuned` of `base`, as nearly as its ranks allow.
 
@@ -38,12 +40,14 @@ def extract(
     heads) is told in `left_out`, or kept beside the LoRA with `full`.
 
     Args:
-        base, tuned: modules, mappings from names to tensors, safetensors files, or folders of them.
+        base, tuned: modules, models in their files, mappings from names to tensors, safetensors files, or
+            folders of them.
         targets, exclude: see `lorimer.attachment.targets`.
         rank, energy, error: how much of each layer's difference to keep, see `lorimer.resize`.
         full: keep every other parameter that differs as trained in full.
-        model: says which layers there are where neither `base` nor `tuned` is a module; its weights are not
-            looked at, so it may be on the meta device.
+        model: says which layers there are where neither `base` nor `tuned` does; its weights are not looked
+            at, so it may be on the meta device.
+        metadata: facts that the adapter carries, such as its family.
 
     Raises:
         UsageError: nothing says how much to keep or what the layers are, nothing differs, or the two are
@@ -55,7 +59,8 @@ def extract(
     keep = Keep(rank, energy, error)
     if keep == EVERYTHING:
         raise UsageError("say how much to keep: a rank, an energy (e.g. 0.95) or an error (e.g. 0.1)")
-    skeleton = next((each for each in (model, base, tuned) if isinstance(each, nn.Module)), None)
+    known = (each.skeleton if isinstance(each, StoredModel) else each for each in (model, base, tuned))
+    skeleton = next((each for each in known if isinstance(each, nn.Module)), None)
     if skeleton is None:
         raise UsageError(
             "files do not tell what their layers are; pass model=, which may be on the meta device"
@@ -74,7 +79,8 @@ def extract(
     if not layers and not others:
         raise UsageError("base and tuned are the same in all that is targeted; there is nothing to extract")
     components = tuple(getattr(skeleton, "components", ()))
-    state = plain_state(AdapterState("lora", {}, components=components), layers, full=others)
+    like = AdapterState("lora", {}, components=components, metadata=dict(metadata or {}))
+    state = plain_state(like, layers, full=others)
     return Derived(state, changes, left_out)
 
 

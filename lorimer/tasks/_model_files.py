@@ -75,13 +75,13 @@ class ModelFiles:
 
 
 def model_files(model: ModelName) -> ModelFiles:
-    """The files of the model that a recipe names so.
+    """The files of the model that a recipe names so; on a command line the mapping is text, as in YAML.
 
     Raises:
         UsageError: there is no such model, or the names of the mapping are no parts of it.
         FileFormatError: it is no model of a known family, or lacks parts (all are named), or one is broken.
     """
-    given = {"path": model} if isinstance(model, str) else dict(model)
+    given = _parsed(model) if isinstance(model, str) else dict(model)
     if not given.get("path"):
         raise UsageError("model: a mapping needs path:, the checkpoint or folder that has most of the model")
     source = str(given.pop("path"))
@@ -89,6 +89,23 @@ def model_files(model: ModelName) -> ModelFiles:
     if place.is_file():
         return _of_checkpoint(place, source, given)
     return _of_folder(place if place.is_dir() else folder_from_hub(source), source, given)
+
+
+def _parsed(name: str) -> dict[str, str]:
+    """A model's name as a mapping."""
+    if not name.startswith("{"):
+        return {"path": name}
+    import yaml
+
+    try:
+        value = yaml.safe_load(name)
+    except yaml.YAMLError as error:
+        raise UsageError(f"model: {name!r} is no mapping like {{path: x.safetensors, vae: y}}") from error
+    if not isinstance(value, dict) or not all(
+        isinstance(each, str) for pair in value.items() for each in pair
+    ):
+        raise UsageError(f"model: {name!r}: every part must be a path")
+    return value
 
 
 def shown_name(model: ModelName) -> str:
