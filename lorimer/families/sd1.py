@@ -44,6 +44,7 @@ class StableDiffusion1(Family):
         "scheduler": SCHEDULER,
     }
     denoiser = "unet"
+    targets = ("all-linear",)
     process = "diffusion"
     guidance = 7.5
     kohya: ClassVar = FileNames(

@@ -46,6 +46,7 @@ class StableDiffusionXL(Family):
         "scheduler": SCHEDULER,
     }
     denoiser = "unet"
+    targets = ("all-linear",)
     text_encoders = ("text_encoder", "text_encoder_2")
     process = "diffusion"
     guidance = 5.0

@@ -57,6 +57,10 @@ class Task(ABC):
         """The parts of a model of several components that are adapted unless the recipe says."""
         return ()
 
+    def targets(self, model: nn.Module) -> tuple[str, ...]:
+        """What is adapted in those parts unless the recipe says."""
+        return ("all-linear",)
+
     @abstractmethod
     def data(self, model: nn.Module) -> Dataset[Any]:
         """The training examples. May use `model` to compute and cache what never changes.

@@ -123,6 +123,10 @@ class ConceptSlider(Task):
         assert isinstance(model, DiffusionModel)
         return (model.family.denoiser,)
 
+    def targets(self, model: nn.Module) -> tuple[str, ...]:
+        assert isinstance(model, DiffusionModel)
+        return model.family.targets
+
     def data(self, model: nn.Module) -> Dataset[Any]:
         assert isinstance(model, DiffusionModel)
         self._empty = _conditioning(model, "")
@@ -154,7 +158,8 @@ class ConceptSlider(Task):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Half of it at strength 1, half at -1, from the same noise."""
         objective = self.recipe.objective
-        device = next(model.parameters()).device
+        assert isinstance(model, DiffusionModel)
+        device = next(model.denoiser.parameters()).device
         count = len(next(iter(batch["target"].values())))
         noise = torch.randn(count, *self._latent_shape).to(device)
         fractions, stop = self._path()

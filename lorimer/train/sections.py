@@ -79,9 +79,9 @@ class AdapterSection(Section):
     """Rank of the update; more rank, more it can learn, and a larger file."""
     alpha: PositiveFloat | None = None
     """The update is scaled by alpha / rank; null means alpha = rank."""
-    targets: Names = ("all-linear",)
+    targets: Names | None = None
     """Layers to adapt: names, endings, `re:` patterns, `type:` names, or `attention`, `all-linear`,
-    `all-linear-conv`."""
+    `all-linear-conv`; null leaves it to the task, which takes what is usual for the model."""
     exclude: Names = ()
     """Layers to leave alone, named in the same ways."""
     rank_pattern: Annotated[dict[str, PositiveInt], BeforeValidator(_with_names)] = Field({})

@@ -207,7 +207,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
     return attach(
         model,
         section.method_config(),
-        section.targets,
+        section.targets if section.targets is not None else task.targets(model),
         exclude=[*section.exclude, *(f"re:{re.escape(path)}" for path in others)],
         rank_pattern=dict(section.rank_pattern.items()),
         alpha_pattern=dict(section.alpha_pattern.items()),
