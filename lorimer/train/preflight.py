@@ -22,6 +22,9 @@ from lorimer.train.setup import Setup
 from lorimer.train.step import micro_loss
 
 
+LONG_PASS = 5.0  # seconds; beyond these, warming up is a small part of a pass
+
+
 @dataclass(frozen=True)
 class Preflight:
     """Facts before the first step.
@@ -149,16 +152,18 @@ def _dry_run(setup: Setup) -> tuple[float, float, list[str]]:
     batch = setup.task.collate([data[0, example] for example in micro.examples])
     batch = send_to_device(batch, setup.accelerator.device)
     setup.set_training()
-    loss, begin = torch.zeros(()), 0.0
+    loss, seconds = torch.zeros(()), 0.0
     try:
-        for _ in range(2):  # the first pass also warms up; the second is timed
+        for _ in range(2):  # the first pass also warms up; the second is timed, unless one is long enough
+            if seconds > LONG_PASS:
+                break
             _wait(setup.accelerator.device)
             begin = time.perf_counter()
             seed_all(setup.recipe.train.seed, "dry run")
             loss = micro_loss(setup, batch)
             setup.accelerator.backward(loss)
             _wait(setup.accelerator.device)
-        seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
         named = setup.adapter.named_parameters()
         without_gradient = [name for name, parameter in named if parameter.grad is None]
     except torch.OutOfMemoryError as error:
