@@ -18,7 +18,7 @@ from lorimer.layers.host import make_host, take_off
 from lorimer.layers.sites import Site, base_parameters, sites
 from lorimer.layers.statistics import hold_statistics, release_statistics
 
-FullTargets = Targets | Mapping[str, Sequence[int]]
+FullTargets = Targets | Mapping[str, Sequence[int] | None]
 _FROZEN = "_lorimer_frozen"  # on the model: names of the parameters that attaching froze
 
 
@@ -161,7 +161,7 @@ def _in_full(model: Survey, full: FullTargets, tied: str) -> list[tuple[str, Sit
     """(path, site, rows) of what is trained in full."""
     named: list[tuple[list[Target], tuple[int, ...] | None]]
     if isinstance(full, Mapping):
-        named = [(as_targets(target), tuple(rows)) for target, rows in full.items()]
+        named = [(as_targets(name), None if rows is None else tuple(rows)) for name, rows in full.items()]
     else:
         named = [(as_targets(full), None)]
     return [

@@ -115,7 +115,7 @@ class AttachedAdapter:
             config=methods[0].config() if methods else {},
             layers=layers,
             components=tuple(getattr(self.model, "components", ())),
-            metadata=_family_of(self.model),
+            metadata=_facts_of(self.model),
             full=full,
         )
 
@@ -134,8 +134,10 @@ class AttachedAdapter:
         return dict(own.values())
 
 
-def _family_of(model: nn.Module) -> dict[str, str]:
-    """What files must say of a picture model: which family it is of, if it has a `family`, or its name."""
+def _facts_of(model: nn.Module) -> dict[str, str]:
+    """What files must say of a picture model: its `facts`, or its `family`, or that one's name."""
+    if isinstance(facts := getattr(model, "facts", None), Mapping):
+        return dict(facts)
     family = getattr(model, "family", None)
     name = getattr(family, "name", family)
     return {"family": name} if isinstance(name, str) else {}

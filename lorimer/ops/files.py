@@ -135,7 +135,10 @@ def load(
 def attach_state(
     model: nn.Module, state: AdapterState, *, name: str = "default", source: str = "adapter"
 ) -> AttachedAdapter:
-    """Attach an adapter from memory; see `load`."""
+    """Attach an adapter from memory; see `load`. A model with a method `make_room` is asked for it first: new
+    tokens are rows that its embeddings lack."""
+    if (make_room := getattr(model, "make_room", None)) is not None:
+        state = make_room(state)
     found = survey(model)
     present, modules = found.sites, found.modules
     absent = [component for component in state.components if component not in modules]

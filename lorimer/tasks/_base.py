@@ -70,7 +70,7 @@ class Task(ABC):
         """
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int]]:
-        """What is trained in full beside what the recipe names: the path of a module -> rows of its weight."""
+        """What is trained in full beside what the recipe names: a module's path -> rows of its weight."""
         return {}
 
     def idle_parts(self, model: nn.Module) -> Sequence[str]:

@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lorimer.adapters._state import AdapterState
 from lorimer.errors import LorimerError, UsageError
 from lorimer.families._base import Conditioning, Family
+from lorimer.formats._bundle import Tokens
 from lorimer.layers.slots import LayerSlots
 from lorimer.tasks._diffusers_folder import (
     quiet,
@@ -34,9 +36,12 @@ from lorimer.tasks._diffusers_folder import (
     require_process,
 )
 from lorimer.tasks._model_files import ModelName, model_files
+from lorimer.tasks._tokens import facts as token_facts
+from lorimer.tasks._tokens import make_room
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
 
 class DiffusionModel(nn.Module):
     """The parts of a latent picture model under one roof.
@@ -48,6 +53,9 @@ class DiffusionModel(nn.Module):
         source: what it was loaded from, as the recipe says it.
         reload: gives one network anew from its files, by its component.
         settings: what the model's own files say of its pipeline; see `Family.pipeline_settings`.
+        clip_skip: how many of CLIP's last layers captions are read without, for families with `clip_skip`.
+        tokens: new tokens -> text encoder -> rows of its embedding; see `_tokens.py`.
+        token_words: new tokens -> the words that they started as.
     """
 
     unet: Any  # one of these is the denoiser
@@ -70,10 +78,22 @@ class DiffusionModel(nn.Module):
         self.source = source
         self.reload = reload
         self.settings = dict(settings or {})
+        self.clip_skip: int | None = None
+        self.tokens: Tokens = {}
+        self.token_words: dict[str, str] = {}
         for name, part in parts.items():
             setattr(self, name, part)
         self.components = tuple(name for name in family.adaptable() if parts.get(name) is not None)
         self.requires_grad_(False).eval()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What files of adapters on this model must say of it."""
+        return {"family": self.family.name, **token_facts(self)}
+
+    def make_room(self, state: AdapterState) -> AdapterState:
+        """`state` as it fits this model, which is given the tokens that it lacks."""
+        return make_room(self, state)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -106,7 +126,6 @@ class DiffusionModel(nn.Module):
         times: Tensor,
         conditioning: Conditioning | None = None,
         captions: Sequence[str] | None = None,
-        clip_skip: int | None = None,
     ) -> Tensor:
         """The denoiser's prediction, in the shape of `noisy`.
 
@@ -118,7 +137,7 @@ class DiffusionModel(nn.Module):
         """
         conditioning = dict(conditioning or {})
         if captions is not None:
-            conditioning |= self.condition(captions, clip_skip)
+            conditioning |= self.condition(captions)
         if "sizes" not in conditioning:
             conditioning["sizes"] = self.default_sizes(noisy)
         dtype = self.denoiser.dtype
@@ -183,15 +202,15 @@ class DiffusionModel(nn.Module):
         sizes = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
         return sizes.expand(len(latents), 6)
 
-    def condition(self, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
+    def condition(self, captions: Sequence[str]) -> Conditioning:
         """What the text encoders give for captions, with gradients; see `Family.encode`."""
         with quiet():
-            return self.family.encode(self.pipeline(), captions, clip_skip)
+            return self.family.encode(self.pipeline(), captions, self.clip_skip)
 
     @torch.no_grad()
-    def encode_texts(self, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:
+    def encode_texts(self, captions: Sequence[str]) -> Conditioning:
         """What the frozen text encoders give for captions."""
-        return self.condition(captions, clip_skip)
+        return self.condition(captions)
 
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,7 +278,7 @@ def sample(
     steps: int = 30,
     guidance: float | None = None,
     negative_prompt: str = "",
-    resolution: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
     batch_size: int = 8,
 ) -> list[Image]:
     """One picture per prompt and seed, by diffusers' pipeline with the model's own sampler.
@@ -272,7 +291,7 @@ def sample(
         prompts, seeds: of equal length.
         steps: sampling steps.
         guidance: classifier-free guidance scale; 1 is none, None is what is usual for the family.
-        resolution: side in pixels; by default the model's own.
+        resolution: side in pixels, or width and height; by default the model's own.
         batch_size: how many pictures are drawn at once; bounds the memory.
 
     Raises:
@@ -281,7 +300,8 @@ def sample(
     """
     if len(prompts) != len(seeds):
         raise UsageError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for each prompt")
-    side = model.checked_resolution(resolution)
+    sides = resolution if isinstance(resolution, tuple) else (resolution, resolution)
+    width, height = map(model.checked_resolution, sides)
     pictures: list[Image] = []
     with ExitStack() as stack:
         stack.enter_context(quiet())
@@ -295,9 +315,10 @@ def sample(
                 prompt=batch,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
                 num_inference_steps=steps,
-                height=side,
-                width=side,
+                height=height,
+                width=width,
                 output_type="pt",
+                **({} if model.clip_skip is None else {"clip_skip": model.clip_skip}),
                 **model.family.sampling(scale, [negative_prompt] * len(batch)),
             ).images
             if not torch.isfinite(arrays).all():

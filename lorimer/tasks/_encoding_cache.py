@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from lorimer.errors import FileFormatError, LorimerError
 from lorimer.formats.safe_io import read_safetensors, write_safetensors
 
+# What a tokenizer keeps of its last call.
+_STATE = ("padding", "truncation")
+
 Encoding = dict[str, Tensor]
 Item = TypeVar("Item")
 
@@ -144,8 +147,10 @@ def fingerprint(encoder: Any) -> str:
 
 def _of_tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else json.dumps(_vocabulary(tokenizer), sort_keys=True)
-    return f"{type(tokenizer).__name__} {tokenizer.model_max_length} {tokenizer.pad_token} {rules}"
+    rules = json.loads(backend.to_str()) if backend is not None else _vocabulary(tokenizer)
+    rules = {key: value for key, value in rules.items() if key not in _STATE}
+    name, limit = type(tokenizer).__name__, tokenizer.model_max_length
+    return f"{name} {limit} {tokenizer.pad_token} {json.dumps(rules, sort_keys=True)}"
 
 
 def _vocabulary(tokenizer: Any) -> Mapping[str, int]:

@@ -40,17 +40,17 @@ class LatentEncoder:
 class CaptionEncoder:
     """Captions into conditioning, kept in the cache; for text encoders that stay frozen."""
 
-    def __init__(self, model: DiffusionModel, folder: Path, clip_skip: int | None = None) -> None:
-        self.model, self.clip_skip = model, clip_skip
+    def __init__(self, model: DiffusionModel, folder: Path) -> None:
+        self.model = model
         tokenizers = [part for name, part in model.parts.items() if name.startswith("tokenizer") and part]
-        more = f"{model.family.name} {clip_skip}"
+        more = f"{model.family.name} {model.clip_skip}"
         self.cache = EncodingCache(folder, [*model.text_encoders.values(), *tokenizers], more)
 
     def ensure(self, captions: Sequence[str]) -> list[str]:
         """The cache's key of each caption's conditioning."""
 
         def encode(caption: str) -> Encoding:
-            conditioning = self.model.encode_texts([caption], self.clip_skip)
+            conditioning = self.model.encode_texts([caption])
             return {name: tensor[0] for name, tensor in conditioning.items()}
 
         return self.cache.ensure(captions, str.encode, encode)

@@ -60,7 +60,13 @@ class PictureSet:
 
 
 def read_pictures(
-    data: PictureData, resolution: int, *, unit: int = 8, seed: int = 0, prior_weight: float = 1.0
+    data: PictureData,
+    resolution: int,
+    *,
+    unit: int = 8,
+    seed: int = 0,
+    prior_weight: float = 1.0,
+    prior: Source | None = None,
 ) -> PictureSet:
     """Find, decode and check every picture that `data` names.
 
@@ -69,6 +75,7 @@ def read_pictures(
         unit: sides must be multiples of it.
         seed: fixes where random crops lie.
         prior_weight: how much the loss of a regularisation picture counts.
+        prior: a further source, of pictures that were drawn for this.
 
     Raises:
         DataError: a source is not there, holds no picture, or any picture has a problem; all are listed.
@@ -77,6 +84,7 @@ def read_pictures(
     sources, notes = sources_of(data, resolution, unit)
     if not any(not source.regularisation for source in sources):
         raise DataError("data.sources: all are for regularisation; none is left to learn from")
+    sources += [] if prior is None else [prior]
     held_sources = _held_out_sources(data, resolution, unit)
     found = _read_all([*sources, *held_sources], seed)
     for source, pictures in zip(sources, found, strict=False):

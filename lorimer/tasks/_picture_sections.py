@@ -85,9 +85,8 @@ class PictureSource(Section):
 
 
 class Prior(Section):
-    """Pictures of the class that the subject belongs to, drawn by the frozen model before training and learned
-    from beside the others, so that it keeps what it knows of the class (prior preservation, arXiv
-    2208.12242)."""
+    """Pictures of the class that the subject belongs to, drawn by the frozen model before training and
+    learned from beside the others, so that it keeps what it knows of the class (arXiv 2208.12242)."""
 
     prompt: Annotated[str, Field(min_length=1)]
     """What to draw, such as `a photo of a dog`; also their caption."""
@@ -164,11 +163,11 @@ class PictureData(Section):
     duplicates: Literal["report", "drop"] = "report"
     """What to do about pictures that are there twice, or nearly: tell, or leave out all but the first."""
     prior: Prior | None = None
-    """Pictures of the class that the model draws itself; `objective.prior_weight` says how much they count."""
+    """Pictures of the class that the model draws itself; `objective.prior_weight` is how much they count."""
     tokens: dict[str, str] = Field({})
-    """New tokens: name -> the words that it starts as, such as `{"<me>": a dog}`. Their embeddings are learned
-    beside the adapter and saved with it; captions must say the name. `adapter.learning_rate_pattern:
-    {token_embedding: 1.0e-3}` gives them a rate of their own."""
+    """New tokens: name -> the words that it starts as, such as `{"<me>": a dog}`. Their embeddings are
+    learned beside the adapter and saved with it; captions must say the name.
+    `adapter.learning_rate_pattern: {token_embedding: 1.0e-3}` gives them a rate of their own."""
     clip_skip: PositiveInt | None = None
     """How many of CLIP's last layers to leave out, for a model that was trained so; other programs call 1
     `clip skip 2`."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from lorimer.errors import DataError
 from lorimer.tasks._base import Task
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion
 from lorimer.tasks._diffusion_loss import objective_loss
@@ -37,8 +38,11 @@ from lorimer.tasks._picture_encoding import (
 from lorimer.tasks._picture_preview import Previews
 from lorimer.tasks._picture_reading import read_pictures
 from lorimer.tasks._picture_sections import PictureData
+from lorimer.tasks._picture_sources import Source
 from lorimer.tasks._preview_section import PicturePreview
-from lorimer.tasks._processes import noise_process
+from lorimer.tasks._prior import draw_prior, prior_source
+from lorimer.tasks._processes import follow_recipe, noise_process
+from lorimer.tasks._tokens import add_tokens, rows_to_train
 
 if TYPE_CHECKING:
     from lorimer.train.recipe import Recipe
@@ -67,7 +71,9 @@ class TextToImage(Task):
     def model(self) -> DiffusionModel:
         model = load_diffusion(self.recipe.model or "embedded", self.recipe.train.weights_dtype())
         adapted = self.recipe.adapter.components or self.components(model)
-        self._adapts_text = any(name in adapted for name in model.text_encoders)
+        follow_recipe(model, self.recipe)
+        add_tokens(model, self.recipe.data.tokens)
+        self._adapts_text = bool(model.tokens) or any(name in adapted for name in model.text_encoders)
         self._family = model.family
         self._prediction = model.prediction_type
         self._process = noise_process(model, self.recipe.objective)
@@ -78,21 +84,27 @@ class TextToImage(Task):
         assert isinstance(model, DiffusionModel)
         return (model.family.denoiser,)
 
+    def targets(self, model: nn.Module) -> tuple[str, ...]:
+        assert isinstance(model, DiffusionModel)
+        return model.family.targets
+
     def data(self, model: nn.Module) -> Dataset[Any]:
         assert isinstance(model, DiffusionModel)
         self._notes = []
         recipe = self.recipe
+        folder = recipe.data.cache or default_cache_folder()
         found = read_pictures(
             recipe.data,
             self._resolution,
             unit=math.lcm(8, model.pixel_unit),
             seed=recipe.train.seed,
             prior_weight=recipe.objective.prior_weight,
+            prior=self._prior(model, folder),
         )
         self._notes += found.notes
         own = {picture.name: picture.caption for picture in found.training if not picture.is_regularisation}
         self._captions = list(own.values())
-        folder = self.recipe.data.cache or default_cache_folder()
+        self._require_tokens_said()
         latents = LatentEncoder(model, folder)
         texts = None if self._adapts_text else CaptionEncoder(model, folder)
         examples = Examples(
@@ -126,6 +138,11 @@ class TextToImage(Task):
                 f"{cut} captions are longer than {limit} tokens; the text encoder sees their start"
             )
         return examples
+
+    def full(self, model: nn.Module) -> Mapping[str, Sequence[int]]:
+        """The rows of new tokens."""
+        assert isinstance(model, DiffusionModel)
+        return rows_to_train(model)
 
     def idle_parts(self, model: nn.Module) -> Sequence[str]:
         assert isinstance(model, DiffusionModel)
@@ -207,6 +224,23 @@ class TextToImage(Task):
             "tag_frequency": json.dumps(frequency, ensure_ascii=False),
         }
 
+    def _prior(self, model: DiffusionModel, cache: Path) -> Source | None:
+        """The pictures of the class that the recipe has the model draw."""
+        data = self.recipe.data
+        if data.prior is None:
+            return None
+        folder, drawn = draw_prior(model, data.prior, self._resolution, cache)
+        before = data.prior.pictures - drawn
+        self._notes.append(f"drew {drawn} pictures of {data.prior.prompt!r}, found {before} drawn before")
+        return prior_source(folder, data.prior, data, self._resolution, math.lcm(8, model.pixel_unit))
+
+    def _require_tokens_said(self) -> None:
+        for token in self.recipe.data.tokens:
+            if not any(token in caption for caption in self._captions):
+                raise DataError(
+                    f"data.tokens: no caption says {token}; write it into captions, or set data.trigger to it"
+                )
+
     def _text(self, batch: dict[str, Any], dropped: Tensor) -> dict[str, Any]:
         """What the model is told of the captions, but for those that are dropped (batch,): conditioning from
         the cache, or the texts where a text encoder learns."""
@@ -225,7 +259,8 @@ class TextToImage(Task):
         text: dict[str, Any],
     ) -> Tensor:
         """What the model says of the latents with noise in them."""
-        device = next(model.parameters()).device
+        assert isinstance(model, DiffusionModel)
+        device = next(model.denoiser.parameters()).device
         noisy = self._process.add_noise(latents.to(device), noise.to(device), times.to(device))
         conditioning = {"sizes": sizes, **text.get("conditioning", {})}
         conditioning = {name: value.to(device) for name, value in conditioning.items()}

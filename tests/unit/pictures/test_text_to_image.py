@@ -37,9 +37,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         counts["pictures"] += len(pixels)
         return pictures(self, pixels)
 
-    def count_texts(self: DiffusionModel, captions: list[str], clip_skip: int | None = None) -> Any:
+    def count_texts(self: DiffusionModel, captions: list[str]) -> Any:
         counts["texts"] += len(captions)
-        return texts(self, captions, clip_skip)
+        return texts(self, captions)
 
     monkeypatch.setattr(DiffusionModel, "encode_pictures", count_pictures)
     monkeypatch.setattr(DiffusionModel, "encode_texts", count_texts)
