@@ -22,9 +22,10 @@ def control(
     run: RunSource,
     wish: Annotated[Wish, typer.Argument(metavar="preview|checkpoint|stop", show_default=False)],
 ) -> None:
-    """Ask a run that goes on for a preview now, for a checkpoint now, or to save and stop.
+    """Ask a run for a preview, a checkpoint, or to stop.
 
-    The same as making an empty file of that name in the run's folder control/. Done after the step under way.
+    Done after the step under way; stopping saves first. The same as making an empty file of that name in the
+    run's folder control/.
     """
     from lorimer.cli._runs import state_of
     from lorimer.errors import UsageError

@@ -51,7 +51,7 @@ def grid(
         typer.Option(metavar="FOLDER", help="Where to write; by default grid/ in the first run, or here."),
     ] = None,
 ) -> None:
-    """Compare checkpoints of a run, or several adapters, at several strengths.
+    """Compare checkpoints or adapters side by side.
 
     Writes index.html, a page that opens from disk, with every picture as a PNG beside it, and one labelled
     PNG a prompt. Prompts, seeds and settings are by default those of the run's previews; strengths 0 (the

@@ -19,10 +19,11 @@ def plot(
         ),
     ] = None,
 ) -> None:
-    """Draw each metric of a run over its steps, mark the best step, and say how it was chosen.
+    """Draw what a run measured over its steps.
 
-    The run may still be going on. The best step is that of the lowest validation loss; diversity, memorising
-    and drift (`preview.judge` in the recipe) can speak against it.
+    One panel a metric, with the best step marked; the run may still be going on. The best step is that of the
+    lowest validation loss; where diversity, memorising or drift (preview.judge in the recipe) speak against
+    it, that is said.
     """
     from lorimer.errors import UsageError
     from lorimer.formats.safe_io import write_bytes_atomic

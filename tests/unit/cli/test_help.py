@@ -13,7 +13,7 @@ import lorimer as package
 from tests.unit.cli.running import lorimer
 
 COMMANDS = [
-    *("demo", "train", "check", "sample", "merge", "convert"),
+    *("demo", "train", "check", "control", "plot", "sample", "grid", "merge", "convert"),
     *("extract", "resize", "compose", "analyse", "inspect", "doctor"),
 ]
 HEAVY = ["torch", "diffusers", "transformers", "accelerate", "numpy", "PIL"]
