@@ -21,7 +21,6 @@ from lorimer.train.seeding import seed_all
 from lorimer.train.setup import Setup
 from lorimer.train.step import micro_loss
 
-
 LONG_PASS = 5.0  # seconds; beyond these, warming up is a small part of a pass
 
 
