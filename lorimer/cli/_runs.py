@@ -37,3 +37,18 @@ def adapter_file(source: Path) -> Path:
             f"{source} has no adapter yet; finish training with: lorimer train --resume {source}"
         )
     return adapter_of(source)
+
+
+def weighed(text: str) -> tuple[Path, float | None]:
+    """(source, weight) of "SOURCE=WEIGHT"; no weight where none is said.
+
+    Raises:
+        UsageError: the weight is no number.
+    """
+    name, equals, value = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Path(text), None
+    try:
+        return Path(name), float(value)
+    except ValueError:
+        raise UsageError(f"{text}: {value!r} is no weight; write FILE=0.7") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,17 +16,23 @@ from lorimer.cli._options import (
     Precision,
     Rank,
 )
+from lorimer.errors import UsageError
 
 
 def compose(
     sources: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN|FILE...", help="Run folders, or adapters in any known format."),
+        list[str],
+        typer.Argument(
+            metavar="RUN|FILE[=WEIGHT]...",
+            help="Run folders, or adapters in any known format, e.g. a.safetensors=0.7.",
+        ),
     ],
     output: OutputFile,
     weight: Annotated[
         list[float] | None,
-        typer.Option(metavar="NUMBER", help="Once for each adapter, in their order; by default 1."),
+        typer.Option(
+            metavar="NUMBER", help="Once for each adapter, in their order, instead of =WEIGHT; by default 1."
+        ),
     ] = None,
     how: Annotated[
         str, typer.Option(metavar="WAY", help="linear, cat, svd, ties, dare or prune.")
@@ -55,12 +60,15 @@ def compose(
     import lorimer
     from lorimer.cli._derived import finish
     from lorimer.cli._models import load_model
-    from lorimer.cli._runs import adapter_file
+    from lorimer.cli._runs import adapter_file, weighed
 
-    files = [adapter_file(source) for source in sources]
+    named = [weighed(source) for source in sources]
+    if weight and any(each is not None for _, each in named):
+        raise UsageError("give weights either as FILE=WEIGHT or by --weight, not both")
+    files = [adapter_file(source) for source, _ in named]
     derived = lorimer.compose(
         [lorimer.read(file) for file in files],
-        weight or [1.0] * len(files),
+        weight or [1.0 if each is None else each for _, each in named],
         how,
         rank=rank,
         energy=energy,

@@ -142,6 +142,12 @@ def _check(
         raise UsageError(f"density must be a share above 0 and at most 1, not {density!r}")
     if len({bool(state.components) for state in states}) > 1:
         raise UsageError("some of the adapters are for a model of several parts, and some for a plain one")
+    families = {state.metadata["family"] for state in states if "family" in state.metadata}
+    if len(families) > 1:
+        raise UsageError(
+            f"the adapters are for models of different families ({', '.join(sorted(families))}), which have "
+            "no layers in common"
+        )
 
 
 def _alone(state: AdapterState) -> Derived:
@@ -245,6 +251,8 @@ def _average(name: str, held: Sequence[tuple[float, ParameterState]]) -> Paramet
 
 
 def _shared_metadata(states: Sequence[AdapterState]) -> dict[str, str]:
-    """The facts that all adapters agree on, such as the base model."""
+    """The facts that all adapters agree on, such as the base model; and the family where any tells it."""
     first, *others = (state.metadata for state in states)
-    return {key: value for key, value in first.items() if all(each.get(key) == value for each in others)}
+    shared = {key: value for key, value in first.items() if all(each.get(key) == value for each in others)}
+    families = [each["family"] for each in (first, *others) if "family" in each]
+    return {**shared, "family": families[0]} if families else shared

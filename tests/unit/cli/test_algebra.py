@@ -61,6 +61,8 @@ def test_compose(files: list[Path], tmp_path: Path) -> None:
     assert ran.code == 0 and f"wrote {output}" in ran.out
     wanted = combination([effects(library.read(file)) for file in files[:2]], [0.5, -2.0])
     assert difference(effects(library.read(output)), wanted) <= 1e-9
+    ran = lorimer("compose", f"{files[0]}=0.5", f"{files[1]}=-2", "--output", tmp_path / "same.safetensors")
+    assert ran.code == 0 and same_bits(library.read(tmp_path / "same.safetensors"), library.read(output))
     lone = tmp_path / "lone.safetensors"
     assert lorimer("compose", files[1], "--output", lone).code == 0
     assert same_bits(library.read(lone), library.read(files[1]))
@@ -71,6 +73,8 @@ def test_compose(files: list[Path], tmp_path: Path) -> None:
 def test_compose_says_what_is_wrong(files: list[Path], tmp_path: Path) -> None:
     for arguments, words in [
         ((*files[:2], "--weight", 1), "one weight"),
+        ((f"{files[0]}=much",), "'much' is no weight"),
+        ((f"{files[0]}=1", "--weight", 1), "not both"),
         ((*files[:2], "--how", "tie"), "Did you mean 'ties'"),
         ((files[0], files[2]), "give the base model"),
     ]:
@@ -108,6 +112,35 @@ def test_extract_of_a_picture_model(tmp_path: Path) -> None:
         change = wanted.scale * wanted.tensors["B"] @ wanted.tensors["A"]
         assert torch.allclose(layer.scale * layer.tensors["B"] @ layer.tensors["A"], change, atol=1e-5)
     assert lorimer(*arguments).code == 2
+
+
+def test_extract_of_two_checkpoint_files_layer_by_layer(tmp_path: Path) -> None:
+    """A file and a folder of the same models compare as two folders do; a part alone can be asked for."""
+    base = save_tiny_pipeline(tmp_path / "base")
+    model = load_diffusion(str(base))
+    torch.manual_seed(1)
+    adapter = library.attach(model, LoRA(rank=2), r"re:.*(attn1.to_q|self_attn.q_proj)")
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    style = library.write(adapter.state(), tmp_path / "style.safetensors", format="lorimer")
+    merging = ("merge", style, "--model", base, "--output")
+    assert lorimer(*merging, tmp_path / "tuned.safetensors").code == 0
+    assert lorimer(*merging, tmp_path / "plain.safetensors", "--strength", 0).code == 0
+    names = [f"{{path: {tmp_path / name}.safetensors, config: {base}}}" for name in ("plain", "tuned")]
+    for number, pair in enumerate([(base, names[1]), names]):
+        output = tmp_path / f"found{number}.safetensors"
+        ran = lorimer("extract", *pair, "--output", output, "--rank", 2, "--to", "kohya")
+        assert ran.code == 0, ran.err
+        found = library.read(output)
+        assert set(found.layers) == set(adapter.layers) and found.metadata["family"] == "sd1"
+        for path, layer in found.layers.items():
+            wanted = adapter.state().layers[path]
+            change = wanted.scale * wanted.tensors["B"] @ wanted.tensors["A"]
+            assert torch.allclose(layer.scale * layer.tensors["B"] @ layer.tensors["A"], change, atol=1e-5)
+    output = tmp_path / "part.safetensors"
+    ran = lorimer("extract", *names, "--output", output, "--rank", 2, "--component", "text_encoder")
+    assert ran.code == 0 and {path.split(".")[0] for path in library.read(output).layers} == {"text_encoder"}
+    assert lorimer("extract", *names, "--output", output, "--rank", 2, "--component", "vae").code == 2
 
 
 def test_extract_of_a_language_model(tmp_path: Path) -> None:

@@ -307,3 +307,11 @@ def test_a_combination_beyond_the_precision_is_refused() -> None:
     half = replace(half, layers={"linear": replace(half.layers["linear"], tensors=tensors)})
     with pytest.raises(LorimerError, match=r"beyond what torch\.float16 can hold"):
         lorimer.compose([half], [1e30], "cat")
+
+
+def test_adapters_of_different_families_are_not_mixed() -> None:
+    one, other, silent = (trained(seed=seed) for seed in (1, 2, 3))
+    one.metadata["family"], other.metadata["family"] = "sd1", "sdxl"
+    with pytest.raises(UsageError, match="different families"):
+        lorimer.compose([one, other], [1, 1])
+    assert lorimer.compose([silent, one], [1, 1]).state.metadata["family"] == "sd1"
