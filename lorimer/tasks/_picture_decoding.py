@@ -52,16 +52,21 @@ def decode(data: bytes, name: str) -> Image:
     from PIL import Image as Images
     from PIL import ImageOps
 
+    if not data:
+        raise DataError(f"{name}: is empty; put the picture there anew, or remove it")
     try:
         with Images.open(io.BytesIO(data)) as opened:
             if Images.MAX_IMAGE_PIXELS and opened.width * opened.height > Images.MAX_IMAGE_PIXELS:
                 raise Images.DecompressionBombError(f"{opened.width} x {opened.height} px")
-            if getattr(opened, "n_frames", 1) > 1:
+            # In a phone's JPEG what follows the picture is a smaller one, or a map of its brightness.
+            if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
                 raise DataError(f"{name}: is animated; save one frame of it as a still picture")
             opened.load()
             return ImageOps.exif_transpose(opened)
     except (Images.DecompressionBombError, Images.DecompressionBombWarning) as error:
         raise DataError(f"{name}: is too large ({error}); make it smaller") from error
+    except Images.UnidentifiedImageError as error:
+        raise DataError(f"{name}: is broken or no picture") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{name}: is broken or no picture ({error})") from error
 

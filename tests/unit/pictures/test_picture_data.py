@@ -74,12 +74,14 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:600])
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "text.txt").write_text("a caption")
+    (tmp_path / "nothing.png").write_bytes(b"")
+    (tmp_path / "nothing.txt").write_text("a caption")
     _write(tmp_path, "both.png", Image.new("RGB", (15, 200)), None)
     with pytest.raises(DataError) as caught:
         read(tmp_path, 32)
     message = str(caught.value)
     for expected in (
-        "13 problems",
+        "14 problems",
         "uncaptioned.png: has no caption; write one to uncaptioned.txt",
         "empty.txt: the caption is empty",
         "tiny.png: 15 x 200 px is too small",
@@ -90,12 +92,22 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
         "moving.webp: is animated",
         "broken.png: is broken",
         "cut.jpg: is broken",
-        "text.png: is broken",
+        "text.png: is broken or no picture\n",
+        "nothing.png: is empty",
         "both.png: has no caption",
         "both.png: 15 x 200 px is too small",
     ):
         assert expected in message
     assert caught.value.exit_code == 3
+
+
+def test_a_phones_picture_is_its_first_one(tmp_path: Path) -> None:
+    small = Image.new("RGB", (16, 16), "red")
+    _write(
+        tmp_path, "phone.jpg", Image.new("RGB", (32, 32)), format="MPO", save_all=True, append_images=[small]
+    )
+    (picture,) = read(tmp_path, 32)
+    assert picture.pixels.max() < 8
 
 
 def test_a_thousand_problems_are_counted_and_the_first_shown(tmp_path: Path) -> None:
