@@ -8,7 +8,6 @@ PROGRAM is a script, or `lorimer`.
 from __future__ import annotations
 
 import json
-import resource
 import runpy
 import sys
 import time
@@ -33,7 +32,7 @@ def main() -> None:
             marks.append(time.perf_counter())
             if len(marks) == int(steps):
                 seconds = [after - before for before, after in pairwise(marks)]
-                facts = {"seconds": seconds, "step_peak_bytes": _peak(), "process_peak_bytes": _whole_peak()}
+                facts = {"seconds": seconds, "step_peak_bytes": _peak()}
                 Path(report).write_text(json.dumps(facts), encoding="utf-8")
             return result
 
@@ -62,12 +61,7 @@ def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        global _before
-        _before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-_before = 0  # the mark before it was reset
 
 
 def _peak() -> int:
@@ -76,10 +70,6 @@ def _peak() -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     mark = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(mark.split()[1]) * 1024
-
-
-def _whole_peak() -> int:
-    return max(_before, _peak())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ last, and of the whole process. The rounds alternate.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import runpy
@@ -21,11 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.speed._measure import RESULTS, conditions, ratio
+import psutil
+
+from benchmarks.speed._measure import RESULTS, conditions, ratio, table
 
 PICTURES = 4
 RANK = 4
@@ -45,19 +49,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in both")
     asked = parser.parse_args()
     side = asked.resolution or SIDES[asked.family]
     model = random_model(asked.family, asked.work / asked.family)
     pictures = some_pictures(asked.work / "pictures", side)
-    found: dict[str, list[dict[str, Any]]] = {"diffusers": [], "lorimer": []}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     for number in range(asked.rounds):
         for name in list(found)[:: 1 if number % 2 == 0 else -1]:
+            program, asked.checkpointing = CONTENDERS[name]
             with tempfile.TemporaryDirectory(dir=asked.work) as folder:
-                command = COMMANDS[name](asked, model, pictures, side, Path(folder))
+                command = program(asked, model, pictures, side, Path(folder))
                 found[name].append(measured(command, Path(folder), asked.steps))
                 print(name, json.dumps(found[name][-1]), flush=True)
     result = {
+        "benchmark": f"full_size-{asked.family}",
         **conditions(asked.rounds),
         "work": {
             "family": asked.family,
@@ -65,19 +70,39 @@ def main() -> None:
             "batch_size": asked.batch_size,
             "rank": RANK,
             "precision": "bf16",
-            "gradient_checkpointing": asked.checkpointing,
             "steps": asked.steps,
         },
-        **found,
-        "lorimer over diffusers": {
-            each: ratio([run[each] for run in found["lorimer"]], [run[each] for run in found["diffusers"]])
-            for each in ("seconds_per_step", "step_peak_bytes", "process_peak_bytes", "seconds_in_all")
+        "runs": found,
+        "over diffusers": {
+            name: {
+                each: ratio([run[each] for run in runs], [run[each] for run in found["diffusers"]])
+                for each in ("seconds_per_step", "step_peak_bytes", "process_peak_bytes", "seconds_in_all")
+            }
+            for name, runs in found.items()
+            if name != "diffusers"
         },
     }
-    tail = "-checkpointing" if asked.checkpointing else ""
-    place = RESULTS / f"full-size-{asked.family}-{side}{tail}.json"
+    place = RESULTS / f"full-size-{asked.family}-{side}.json"
     place.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result["lorimer over diffusers"], indent=1))
+    print(json.dumps(result["over diffusers"], indent=1))
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """What was measured, as a Markdown table: medians over the rounds, ratios within a round."""
+    rows = []
+    for name, runs in result["runs"].items():
+        ratios = result["over diffusers"].get(name, {})
+        cells: list[object] = [name]
+        for figure, unit in _FIGURES.items():
+            own = median(run[figure] for run in runs) / unit
+            over = ratios[figure]["median"] if ratios else 1.0
+            cells += [f"{own:.1f}", f"{over:.2f}"]
+        rows.append(cells)
+    names = ("s a step", "GB in steps", "GB in all", "s in all")
+    return table(["", *(head for name in names for head in (name, "ratio"))], rows)
+
+
+_FIGURES = {"seconds_per_step": 1, "step_peak_bytes": 1e9, "process_peak_bytes": 1e9, "seconds_in_all": 1}
 
 
 def diffusers_command(asked: Any, model: Path, pictures: Path, side: int, folder: Path) -> list[str]:
@@ -124,7 +149,13 @@ def lorimer_command(asked: Any, model: Path, pictures: Path, side: int, folder: 
     return ["lorimer", "train", str(folder / "recipe.yaml")]
 
 
-COMMANDS = {"diffusers": diffusers_command, "lorimer": lorimer_command}
+# name -> program, whether it checkpoints gradients
+CONTENDERS = {
+    "diffusers": (diffusers_command, False),
+    "lorimer": (lorimer_command, False),
+    "diffusers, checkpointing": (diffusers_command, True),
+    "lorimer, checkpointing": (lorimer_command, True),
+}
 
 
 def measured(command: list[str], folder: Path, steps: int) -> dict[str, Any]:
@@ -133,18 +164,23 @@ def measured(command: list[str], folder: Path, steps: int) -> dict[str, Any]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"}
     start = time.perf_counter()
     with (folder / "log").open("w") as log:
-        done = subprocess.run(
+        running = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.speed._timed_updates", str(report), str(steps), *command],
-            env=environment, stdout=log, stderr=log, check=False,
+            env=environment, stdout=log, stderr=log,
         )  # fmt: skip
+        most = 0
+        while running.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                most = max(most, psutil.Process(running.pid).memory_info().rss)
+            time.sleep(0.05)
     seconds = time.perf_counter() - start
-    if done.returncode or not list((folder / "out").rglob("*.safetensors")):
+    if running.returncode or not list((folder / "out").rglob("*.safetensors")):
         raise SystemExit((folder / "log").read_text()[-3000:])
     told = json.loads(report.read_text())
     return {
         "seconds_per_step": median(told["seconds"][WARM:]),
         "step_peak_bytes": told["step_peak_bytes"],
-        "process_peak_bytes": told["process_peak_bytes"],
+        "process_peak_bytes": most,
         "seconds_in_all": round(seconds, 1),
     }
 
