@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of a command's file, so that `lorim
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from typing import Annotated
@@ -64,8 +65,14 @@ def _options(
     pass
 
 
+# Libraries that tell, whenever they are imported, of optional parts that lorimer makes no use of.
+_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
+
+
 def main() -> None:
     """The entry point of the `lorimer` command. Exit codes stand in `lorimer.errors`."""
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
