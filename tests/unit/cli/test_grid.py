@@ -86,9 +86,7 @@ def test_grid_shows_checkpoints_beside_the_base_at_the_previews_prompts(run: Pat
     for column, file in enumerate([None, "checkpoints/step-000005", "adapter"]):  # each alone on the base
         if file is not None:
             library.load(model, run / file / "adapter.safetensors")
-        expected = sample_pictures(model, ["inkstyle a cat", "inkstyle a </script> dog"], [3, 3], steps=1)[
-            0
-        ]
+        expected = sample_pictures(model, ["inkstyle a cat", "inkstyle a </script> dog"], [3, 3], steps=1)[0]
         assert drawn(column) == expected.tobytes()
         if file is not None:
             library.detach(model)
