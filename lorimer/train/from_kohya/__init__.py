@@ -20,7 +20,7 @@ from lorimer.train.from_kohya.kinds import KINDS, Kind, kind_of
 from lorimer.train.from_kohya.network import put_network
 from lorimer.train.from_kohya.noise import put_objective
 from lorimer.train.from_kohya.options import LEFT_OUT, READ, REFUSED, SAME, asks_for_nothing
-from lorimer.train.from_kohya.pictures import dataset_options, put_data, steps_per_epoch
+from lorimer.train.from_kohya.pictures import dataset_options, put_clip_skip, put_data, steps_per_epoch
 from lorimer.train.from_kohya.training import put_preview, put_training
 from lorimer.train.from_kohya.writing import recipe_text
 
@@ -66,6 +66,7 @@ def translate(source: Path, dataset: Path | None = None, family: str | None = No
     _sort(draft, options)
     name, clue = kind_of(draft, family)
     _fill(draft, KINDS[name], source, dataset)
+    put_clip_skip(draft, name)
     if draft.refused:
         count = "1 option" if len(draft.refused) == 1 else f"{len(draft.refused)} options"
         raise RecipeError(

@@ -47,6 +47,7 @@ READ: Mapping[str, tuple[str, str]] = {
     "v2": ("", "A model says itself what it is."),
     "v_parameterization": ("objective.prediction", "Or null, where the model's scheduler says so."),
     "model_type": ("", "`chroma`; a model says itself what it is."),
+    "clip_skip": ("data.clip_skip", "One less, for SD 1 and 2; SDXL leaves one out by itself."),
     "output_dir": ("output", "Joined with `output_name`."),
     "output_name": ("output", ""),
     "network_module": ("adapter.method", "`networks.lora*`, `networks.oft*`, `lycoris.kohya`."),
@@ -244,7 +245,6 @@ REFUSED: Mapping[str, str] = {
     "dataset_class": "Python from a file is not run",
     "lr_scheduler_type": "schedules are constant, linear and cosine",
     "lr_scheduler_args": "schedules have no further options",
-    "clip_skip": "all of CLIP's layers are used, as the model's pipeline does by itself",
     "system_prompt": "captions stand alone; write it into the caption files",
 }  # fmt: skip
 

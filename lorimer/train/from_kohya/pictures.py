@@ -118,6 +118,21 @@ def _put_options(draft: Draft) -> None:
     _put_crops(draft)
 
 
+def put_clip_skip(draft: Draft, kind: str) -> None:
+    """How many of CLIP's layers are left out; kohya counts the last one as the first, and minds it in
+    SD 1 and 2 alone."""
+    if "clip_skip" not in draft.given:
+        return
+    if kind in ("sd1", "sd2"):
+        draft.put("data.clip_skip", draft.whole("clip_skip") - 1, "clip_skip, less one")
+    elif kind == "sdxl":
+        draft.left_out.append("clip_skip: SDXL leaves out CLIP's last layer by itself, as with kohya")
+    else:
+        draft.refused.append(
+            f"clip_skip = {draft.given['clip_skip']!r}: for {kind}, captions are encoded as its pipeline does"
+        )
+
+
 def _put_masks(draft: Draft) -> None:
     given = draft.given
     if "alpha_mask" in given:

@@ -194,12 +194,20 @@ def test_epochs_without_the_pictures_are_an_error_with_a_mend(tmp_path: Path) ->
         ('network_dimm = 4', "Did you mean 'network_dim'"),
         ("masked_loss = true", "conditioning_data_dir"),
         ('network_args = ["conv_dimm=4"]', "Did you mean 'conv_dim'"),
-        ("clip_skip = 2", "clip_skip = 2"),
+        ('clip_skip = 2\nnetwork_module = "networks.lora_flux"', "clip_skip = 2: for flux"),
         ('network_args = ["dora_wd=1", "wd_on_output=false"]', "wd_on_output"),
     ],
 )  # fmt: skip
 def test_what_would_train_something_else_is_refused(option: str, part: str, tmp_path: Path) -> None:
     assert part in refusals(f'train_data_dir = "t"\n{option}\n', tmp_path)
+
+
+def test_clip_skip_counts_the_layers_that_are_left_out(tmp_path: Path) -> None:
+    made, _ = recipe('train_data_dir = "t"\nclip_skip = 2\n', tmp_path)
+    assert made.data.clip_skip == 1
+    larger = 'train_data_dir = "t"\nclip_skip = 2\npretrained_model_name_or_path = "sdxl.safetensors"\n'
+    made, told = recipe(larger, tmp_path)
+    assert made.data.clip_skip is None and any("clip_skip: SDXL" in line for line in told)
 
 
 def test_all_refusals_are_told_at_once(tmp_path: Path) -> None:
