@@ -97,11 +97,13 @@ def test_a_task_without_presets_says_so(tmp_path: Path) -> None:
 def test_check_names_the_preset(tmp_path: Path) -> None:
     from lorimer.train import engine
 
-    pictures = tmp_path / "pictures"
+    pictures = tmp_path / "10_sks dog"  # which stands in for captions; no preset may speak instead
     pictures.mkdir()
     for colour in ("red", "green"):
         Image.new("RGB", (64, 64), colour).save(pictures / f"{colour}.png")
     source = few_fields(preset="subject", output=str(tmp_path / "run"))
     source["data"] = {"path": str(pictures), "trigger": "sks", "cache": str(tmp_path / "cache")}
-    lines = engine.check(load(source)).lines()
+    recipe = load(source)
+    assert recipe.data.default_caption is None
+    lines = engine.check(recipe).lines()
     assert any(line.startswith("preset subject") for line in lines)
