@@ -187,7 +187,7 @@ class Family(ABC):
     # ---- what comes out
 
     @staticmethod
-    def mended(pipeline: Any) -> Any:
+    def mended(pipeline: Any, clip_skip: int | None = None) -> Any:
         """A pipeline that was just made, with what diffusers has wrong for this family put right."""
         return pipeline
 

@@ -65,7 +65,7 @@ class Chroma(Family):
         return predicted
 
     @staticmethod
-    def mended(pipeline: Any) -> Any:
+    def mended(pipeline: Any, clip_skip: int | None = None) -> Any:
         """diffusers hands its mask to the attention as numbers to add, which hides nothing (its issues 12116
         and 13619)."""
         prepare = pipeline._prepare_attention_mask

@@ -80,10 +80,10 @@ class StableDiffusion1(Family):
         return {"hidden": hidden}
 
     @staticmethod
-    def mended(pipeline: Any) -> Any:
+    def mended(pipeline: Any, clip_skip: int | None = None) -> Any:
         """For `clip_skip` diffusers looks for a level that CLIP no longer has in transformers 5."""
         encoder = pipeline.text_encoder
-        if not hasattr(encoder, "text_model"):
+        if clip_skip and not hasattr(encoder, "text_model"):
             encoder.__dict__["text_model"] = encoder  # no child, or it would be its own
         return pipeline
 

@@ -226,7 +226,7 @@ class DiffusionModel(nn.Module):
         parts = {name: part for name, part in self.parts.items() if name != "scheduler"}
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         options = {**self.family.pipeline_options, **self.settings}
-        pipeline = self.family.mended(cls(**parts, scheduler=scheduler, **options))
+        pipeline = self.family.mended(cls(**parts, scheduler=scheduler, **options), self.clip_skip)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lorimer import read
+from lorimer import attached, read
 from lorimer.cli._pictures import load_adapted
 from lorimer.errors import Interrupted
 from lorimer.train import engine
@@ -59,7 +59,7 @@ def test_it_trains_draws_and_says_where(tmp_path: Path) -> None:
     with Image.open(picture) as sheet:
         assert sheet.width > 3 * 192 and sheet.height > 2 * 192  # two prompts at three strengths
     assert str(picture) in ran.out and str(file) in ran.out and "Try next" in ran.out
-    assert load_adapted(run, None).adapter.layers
+    assert attached(load_adapted(run, None).model)
     assert precisions(file) == {torch.float16}
     assert precisions(run / "adapter" / "adapter.safetensors") == {torch.float32}
 
