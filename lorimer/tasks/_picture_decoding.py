@@ -50,7 +50,7 @@ def decode(data: bytes, name: str) -> Image:
         DataError: it is broken, animated, too large or no picture; calls it `name`.
     """
     from PIL import Image as Images
-    from PIL import ImageOps
+    from PIL import ImageOps, UnidentifiedImageError
 
     if not data:
         raise DataError(f"{name}: is empty; put the picture there anew, or remove it")
@@ -65,7 +65,7 @@ def decode(data: bytes, name: str) -> Image:
             return ImageOps.exif_transpose(opened)
     except (Images.DecompressionBombError, Images.DecompressionBombWarning) as error:
         raise DataError(f"{name}: is too large ({error}); make it smaller") from error
-    except Images.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError(f"{name}: is broken or no picture") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{name}: is broken or no picture ({error})") from error
