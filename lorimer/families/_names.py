@@ -96,6 +96,7 @@ class ComponentNames:
         rules: its native layers.
         by_module: kohya's files keep the modules' paths and not the native ones.
         vocabulary: for `by_module`: the words that may occur in a path, so that no layer needs a rule.
+        tops: for `vocabulary`: the words that a path may begin with; any where there are none.
         level: what files put before the modules' paths, e.g. "text_model.".
         more_prefixes: what its names begin with in other programs' files, which keep the modules' paths.
         dotted: what its names begin with where "." is kept, e.g. "diffusion_model.".
@@ -106,6 +107,7 @@ class ComponentNames:
     rules: tuple[Rule, ...] = ()
     by_module: bool = False
     vocabulary: str = ""
+    tops: str = ""
     level: str = ""
     more_prefixes: tuple[str, ...] = ()
     dotted: tuple[str, ...] = ()
@@ -177,7 +179,8 @@ class ComponentNames:
                 return None
             words.append(token.group(1))
             place = token.end()
-        return ".".join(words) if words and not name.endswith("_") else None
+        is_whole = words and not name.endswith("_") and (not self.tops or words[0] in self.tops.split())
+        return ".".join(words) if is_whole else None
 
     @cached_property
     def _token(self) -> re.Pattern[str]:

@@ -41,4 +41,5 @@ LUMINA2 = FileNames(
     architecture="lumina-2",
     base_version="lumina2",
     known_as=("lumina",),
+    widths={"attn.to_q": 2304},
 )

@@ -24,6 +24,10 @@ _WORDS = """
     text_model text_proj text_projection time_emb_proj time_embedding to_add_out to_k to_out to_q to_v
     token_embedding transformer_blocks up_blocks upsamplers v_proj
 """
+_TOPS = """
+    add_embedding class_embedding conv_in conv_norm_out conv_out down_blocks encoder_hid_proj mid_block
+    position_net time_embedding up_blocks
+"""
 _ATTENTION = (
     "norm",
     "proj_in",
@@ -84,6 +88,7 @@ def unet_names(levels: int, attended: Collection[int], *, native: bool, layers: 
         tuple(rules),
         by_module=not native,
         vocabulary="" if native else _WORDS,
+        tops="" if native else _TOPS,
         more_prefixes=("lycoris_",),
         dotted=("diffusion_model.",),
     )

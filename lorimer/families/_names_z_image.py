@@ -34,4 +34,5 @@ Z_IMAGE = FileNames(
     },
     architecture="z-image",
     base_version="z_image",
+    widths={"attention.to_q": 3840},
 )

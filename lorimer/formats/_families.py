@@ -52,7 +52,7 @@ def family_to_write(state: AdapterState, format: str) -> Chosen:
 
 def family_to_read(
     layers: Iterable[str],
-    widths: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, int]],
     tokens: Set[str],
     told: str | None,
     header: Mapping[str, str],
@@ -61,7 +61,7 @@ def family_to_read(
     """The family whose names explain all of a kohya file's `layers`.
 
     Args:
-        widths: name of a layer -> how many inputs it has, where known.
+        shapes: name of a layer -> (rows, columns) of its weight, where known.
         tokens: what it calls the text encoders of new tokens.
         told: the family that the file names, if it does.
 
@@ -79,13 +79,15 @@ def family_to_read(
             if unknown
             else f"{where}: its layers belong to no one known family of models together: {what}"
         )
+    fitting = {name: names for name, names in fitting.items() if _can_share(names, shapes)} or fitting
     values = [header[entry].lower() for entry in _TELLING if entry in header]
     by_header = [name for name, names in fitting.items() if _told(names, values)]
     if told not in fitting and len(by_header) == 1:
         told = by_header[0]
 
     def is_as_wide(names: FileNames) -> bool:
-        return _matches(names, ((names.places(name)[0].modules[0], width) for name, width in widths.items()))
+        inputs = ((names.places(name)[0].modules[0], shape[1]) for name, shape in shapes.items())
+        return _matches(names, inputs)
 
     return _first(_narrowed(fitting, told, is_as_wide))
 
@@ -134,6 +136,11 @@ def _matches(names: FileNames, widths: Iterable[tuple[str, int]]) -> bool:
         for path, width in widths
         for ending, own in names.widths.items()
     )
+
+
+def _can_share(names: FileNames, shapes: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether the rows of layers that are several modules here can be shared out among them."""
+    return all(rows % sum(names.places(name)[0].shares) == 0 for name, (rows, _) in shapes.items())
 
 
 def _told(names: FileNames, values: Iterable[str]) -> bool:

@@ -119,6 +119,9 @@ def swap_halves(tensors: Tensors) -> Tensors:
         raise FileFormatError("whose halves change places in this format")
     if shape[0] != 2 * shape[1]:
         return tensors
+    left = _product(tensors, "lokr_w1")
+    if left is not None and left[0] % 2:  # halves that end within a block
+        raise FileFormatError(f"in {left[0]} blocks, whose halves change places in this format")
     rows = (*_DIAGONAL, *_OF_ROWS, *_OF_BLOCKS)
     return {
         suffix: torch.cat(tensor.chunk(2)[::-1]) if suffix in rows and len(tensor) > 1 else tensor

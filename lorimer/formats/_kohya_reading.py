@@ -68,8 +68,8 @@ def read_layers(
     if astray:
         raise FileFormatError(f"{where}: alphas without a layer: {shown(astray)}")
     suffixed = {name: _suffixed(own.tensors, method) for name, own in found.items()}
-    widths = {name: shape[1] for name, own in suffixed.items() if (shape := matrix_shape(own))}
-    family = _family(found, widths, bundle, marker, header, where)
+    shapes = {name: shape for name, own in suffixed.items() if (shape := matrix_shape(own))}
+    family = _family(found, shapes, bundle, marker, header, where)
     layers: dict[str, LayerState] = {}
     meant: dict[str, str] = {}
     for name, own in found.items():
@@ -84,14 +84,14 @@ def read_layers(
 
 def _family(
     layers: Iterable[str],
-    widths: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, int]],
     bundle: Collection[str],
     marker: Marker,
     header: Mapping[str, str],
     where: str,
 ) -> Chosen:
     kinds = {key.removeprefix(PREFIX).partition(".")[2] for key in bundle}
-    return family_to_read(layers, widths, kinds, marker.metadata.get(FAMILY), header, where)
+    return family_to_read(layers, shapes, kinds, marker.metadata.get(FAMILY), header, where)
 
 
 def _parts(

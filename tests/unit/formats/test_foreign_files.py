@@ -230,3 +230,41 @@ def test_a_layer_under_two_names(first: str, second: str, suffixes: tuple[str, s
     safe_io.write_safetensors(tensors, path)
     with pytest.raises(FileFormatError, match="two names"):
         lorimer.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns", "layer"),
+    [
+        (
+            "diffusion_model.transformer_blocks.0.attn.add_q_proj",
+            3072,
+            3072,
+            "transformer.transformer_blocks",
+        ),
+        ("lycoris_transformer_blocks_0_attn_to_q", 3072, 3072, "transformer.transformer_blocks"),
+        ("diffusion_model.single_blocks.0.linear1", 27648, 3072, "attn.to_qkv_mlp_proj"),  # FLUX.2 klein's
+        ("diffusion_model.layers.0.attention.qkv", 11520, 3840, "layers.0.attention.to_q"),  # Z-Image's
+        ("diffusion_model.layers.0.attention.qkv", 3840, 2304, "layers.0.attn.to_q"),  # Lumina's
+    ],
+)
+def test_names_that_families_share_are_told_apart_by_shape(
+    name: str, rows: int, columns: int, layer: str, tmp_path: Path
+) -> None:
+    tensors = {
+        f"{name}.lora_A.weight": torch.zeros(1, columns),
+        f"{name}.lora_B.weight": torch.zeros(rows, 1),
+    }
+    safe_io.write_safetensors(tensors, tmp_path / "adapter.safetensors", {})
+    state = lorimer.read(tmp_path / "adapter.safetensors")
+    assert state.components == ("transformer",)
+    assert any(layer in path for path in state.layers)
+
+
+def test_blocks_that_end_across_swapped_halves_are_refused(tmp_path: Path) -> None:
+    """A Kronecker product of three blocks has no halves that could change places."""
+    name = "lora_unet_final_layer_adaLN_modulation_1"
+    tensors = {f"{name}.lokr_w1": torch.randn(3, 1), f"{name}.lokr_w2": torch.randn(4, 6)}
+    path = tmp_path / "adapter.safetensors"
+    safe_io.write_safetensors(tensors, path, {"ss_base_model_version": "flux1"})
+    with pytest.raises(FileFormatError, match="3 blocks"):
+        lorimer.read(path)
