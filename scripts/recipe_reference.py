@@ -110,16 +110,20 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
     for name, field in schema["properties"].items():
         section = section_in(model.model_fields[name].annotation)
         several = field.get("type") == "array"
-        if section is not None and not several:
+        optional = "anyOf" in field
+        if section is not None and not several and not optional:
             yield from ((name, row) for _, row in _rows(section, f"{prefix}{name}."))
             continue
         others = ", ".join(f"`{alias}`" for alias, known in aliases.items() if known == name)
         default = "required" if name in schema.get("required", []) else f"`{_as_yaml(field.get('default'))}`"
         meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
-        kind = "list of mappings" if section is not None else _kind(field)
+        held = "mapping or `null`" if optional else "list of mappings"
+        kind = held if section is not None else _kind(field)
         yield name, f"| `{prefix}{name}` | {kind} | {default} | {meaning} | {others} |"
         if section is not None:
-            yield from ((name, row) for _, row in _rows(section, f"{prefix}{name}[]."))
+            yield from (
+                (name, row) for _, row in _rows(section, f"{prefix}{name}{'' if optional else '[]'}.")
+            )
 
 
 def _adapter_class(method: str) -> type[BaseModel]:

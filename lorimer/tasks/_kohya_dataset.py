@@ -115,6 +115,9 @@ def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
             "metadata_file: captions are read from files beside the pictures, or from one "
             "metadata.jsonl with the fields file_name and text"
         )
+    known = (*_SAME, *_TRANSLATED, *_WITHOUT_EFFECT, *_ELSEWHERE, *_NOT_DONE)
+    if unknown := [f"{name}: unknown option.{suggest(name, known)}" for name in options if name not in known]:
+        raise DataError("; ".join(unknown))
     if "image_dir" not in options:
         raise DataError("image_dir: is required")
     fields = {ours: options[name] for name, ours in _SAME.items() if name in options}
@@ -149,8 +152,7 @@ def _note(name: str, value: Any) -> str | None:
         return None if value else "bucket_no_upscale = false is not followed: buckets never enlarge a picture"
     if name == "resolution" and isinstance(value, list) and len(set(map(str, value))) > 1:
         return f"resolution = {value} gives the area; shapes follow from the pictures"
-    known = (*_SAME, *_TRANSLATED, *_WITHOUT_EFFECT, "metadata_file")
-    return None if name in known else f"{name}: unknown option, not followed.{suggest(name, known)}"
+    return None
 
 
 def _lines(error: ValidationError | DataError) -> list[str]:

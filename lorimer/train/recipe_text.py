@@ -127,9 +127,12 @@ def _suggest_key(loc: tuple[int | str, ...], schema: type[BaseModel]) -> str:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field of this type holds, or a list of which it holds; None for plain values."""
+    """The section that a field of this type may hold, or a list of which it holds; None for plain values."""
     if typing.get_origin(annotation) is tuple:
         annotation = typing.get_args(annotation)[0]
+    held = [each for each in typing.get_args(annotation) if each is not type(None)]
+    if len(held) == 1 and len(typing.get_args(annotation)) == 2:  # a section or null
+        annotation = held[0]
     is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return annotation if is_section else None
 

@@ -137,6 +137,9 @@ _MASKING = "padding is masked as the family's pipeline in diffusers does it"
 
 # Changes nothing that is learned: why it is not there.
 LEFT_OUT: Mapping[str, str] = {
+    **dict.fromkeys(("max_token_length", "t5xxl_max_token_length", "gemma2_max_token_length"),
+                    "captions are read up to what diffusers' pipeline takes (77 tokens for CLIP), as they "
+                    "will be when pictures are drawn with it; `lorimer check` counts those that are cut"),
     **dict.fromkeys(
         ("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs", "vae_batch_size",
          "cache_text_encoder_outputs_to_disk", "text_encoder_batch_size", "skip_cache_check", "cache_info"),
@@ -232,8 +235,6 @@ REFUSED: Mapping[str, str] = {
         ("network_weights", "dim_from_weights"),
         "training begins afresh; `lorimer merge` the adapter into the model"
     ),
-    **dict.fromkeys(("max_token_length", "t5xxl_max_token_length", "gemma2_max_token_length"),
-                    "captions are as long as the family's pipeline takes them; shorten them"),
     "base_weights": "merge them into the model first: lorimer merge",
     "token_warmup_step": "all of a caption is shown from the beginning",
     "caption_dropout_every_n_epochs": "captions are dropped by chance: objective.caption_dropout",
@@ -252,9 +253,6 @@ REFUSED: Mapping[str, str] = {
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "huber_scale": (1,),
     "clip_skip": (1, "1"),
-    "max_token_length": (75, "75"),
-    "t5xxl_max_token_length": (256, 512),
-    "gemma2_max_token_length": (256,),
     "lr_scheduler_args": ([],),
 }
 _ZERO_MEANS_ZERO = ("text_encoder_lr", "unet_lr", "max_grad_norm", "guidance_scale", "logit_mean")
