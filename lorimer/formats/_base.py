@@ -33,6 +33,14 @@ class Format(ABC):
         """
 
     @classmethod
+    def read_for(cls, path: Path, family: str) -> AdapterState:
+        """`read`, for a family of picture models that the caller names. Formats that name layers as a family
+        does read by it."""
+        state = cls.read(path)
+        state.metadata["family"] = family
+        return state
+
+    @classmethod
     def kept(cls, state: AdapterState) -> AdapterState:
         """What reading gives back of `state` once written: the same update of every layer.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy
@@ -21,25 +20,9 @@ from lorimer.formats._dialects import FoundLayer, make_layer, sort_by_layer
 from lorimer.formats._families import FAMILY, Chosen, family_to_read
 from lorimer.formats._fused import matrix_shape, split, swap_halves
 from lorimer.formats._marker import Marker
+from lorimer.formats._spellings import respelled
 
-# What keys begin with.
-BEGINNINGS = (
-    "lora_unet_",
-    "lora_te",
-    "lora_transformer_",
-    "lycoris_",
-    "diffusion_model.",
-    "text_encoders.",
-    PREFIX,
-)
 _ALPHA = ".alpha"
-# Other spellings of suffixes.
-_SUFFIXES = (
-    (re.compile(r"\.lora_A(\.default)?\.weight$"), ".lora_down.weight"),
-    (re.compile(r"\.lora_B(\.default)?\.weight$"), ".lora_up.weight"),
-    (re.compile(r"\.lora\.(down|up)\.weight$"), r".lora_\1.weight"),
-    (re.compile(r"\.lora_magnitude_vector(\.default)?(\.weight)?$"), ".dora_scale"),
-)
 _MIDDLE = ".lora_mid.weight"
 
 
@@ -49,27 +32,30 @@ def read_layers(
     marker: Marker,
     header: Mapping[str, str],
     where: str,
+    told: str | None = None,
 ) -> tuple[type[Method], dict[str, LayerState], Chosen]:
     """(method, path -> layer, family) from a file's keys.
 
     Args:
         bundle: the keys of the tokens beside them.
+        told: the family, where the caller knows it.
 
     Raises:
         FileFormatError: a key that is not understood; all such are listed.
     """
-    tensors = _without_middle(_respelled(tensors, where), where)
+    told = told or marker.metadata.get(FAMILY)
+    tensors = _without_middle(respelled(tensors, where), where)
     alphas = {key.removesuffix(_ALPHA): tensor for key, tensor in tensors.items() if key.endswith(_ALPHA)}
     weights = {key: tensor for key, tensor in tensors.items() if not key.endswith(_ALPHA)}
     if not tensors and bundle:
-        return registry.get("method", "full"), {}, _family((), {}, bundle, marker, header, where)
+        return registry.get("method", "full"), {}, _family((), {}, bundle, told, header, where)
     method, found = sort_by_layer(weights, "kohya", where, marker.method)
     astray = [name + _ALPHA for name in alphas if name not in found]
     if astray:
         raise FileFormatError(f"{where}: alphas without a layer: {shown(astray)}")
     suffixed = {name: _suffixed(own.tensors, method) for name, own in found.items()}
     shapes = {name: shape for name, own in suffixed.items() if (shape := matrix_shape(own))}
-    family = _family(found, shapes, bundle, marker, header, where)
+    family = _family(found, shapes, bundle, told, header, where)
     layers: dict[str, LayerState] = {}
     meant: dict[str, str] = {}
     for name, own in found.items():
@@ -86,12 +72,12 @@ def _family(
     layers: Iterable[str],
     shapes: Mapping[str, tuple[int, int]],
     bundle: Collection[str],
-    marker: Marker,
+    told: str | None,
     header: Mapping[str, str],
     where: str,
 ) -> Chosen:
     kinds = {key.removeprefix(PREFIX).partition(".")[2] for key in bundle}
-    return family_to_read(layers, shapes, kinds, marker.metadata.get(FAMILY), header, where)
+    return family_to_read(layers, shapes, kinds, told, header, where)
 
 
 def _parts(
@@ -124,18 +110,6 @@ def _parts(
 
 def _suffixed(tensors: Mapping[str, Tensor], method: type[Method]) -> dict[str, Tensor]:
     return {method.tensors[name]["kohya"]: tensor for name, tensor in tensors.items()}
-
-
-def _respelled(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The keys with the suffixes that kohya's files have."""
-    found: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        for pattern, suffix in _SUFFIXES:
-            key = pattern.sub(suffix, key)
-        if key in found:
-            raise FileFormatError(f"{where}: holds {key!r} under two names")
-        found[key] = tensor
-    return found
 
 
 def _without_middle(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:

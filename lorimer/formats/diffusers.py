@@ -39,9 +39,10 @@ from lorimer.formats._dialects import (
 from lorimer.formats._families import FAMILY, names_in_files, names_of
 from lorimer.formats._marker import read_marker, write_marker
 from lorimer.formats._peft_config import peft_config, read_peft_config
+from lorimer.formats._spellings import ALPHAS_ENTRY, is_component_wise, is_elsewhere_spelled
 from lorimer.formats.safe_io import parse_json, write_safetensors
 
-_ENTRY = "lora_adapter_metadata"
+_ENTRY = ALPHAS_ENTRY
 _ALPHA = ".alpha"  # which some other programs write
 
 
@@ -55,8 +56,8 @@ class DiffusersFormat(Format):
     @staticmethod
     def detect(path: Path) -> bool:
         keys = header_of(path).tensors
-        ours = all(":" not in key and key.partition(".")[0] in COMPONENTS for key in keys)
-        return ours and any(".lora" in key for key in keys)
+        is_ours = is_component_wise(keys) and not is_elsewhere_spelled(keys)
+        return is_ours and any(".lora" in key for key in keys)
 
     @staticmethod
     def read(path: Path) -> AdapterState:

@@ -6,14 +6,15 @@ The update is alpha / rank · up · down for each layer; a missing alpha means s
 common alpha for all of such a file: where alphas are mixed, write diffusers' own format for it.
 
 What a layer is called depends on the family of models (`families/_names.py`). Files of ComfyUI
-("diffusion_model.<native path>.lora_A.weight"), OneTrainer and SimpleTuner are read, too.
+("diffusion_model.<native path>.lora_A.weight"), OneTrainer, SimpleTuner, ai-toolkit and older diffusers are
+read, too (`_spellings.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -31,9 +32,10 @@ from lorimer.formats._components import present_components, require_components
 from lorimer.formats._dialects import as_read_back, in_dialect, keyed_tensors
 from lorimer.formats._families import family_to_write
 from lorimer.formats._fused import fuse, swap_halves
-from lorimer.formats._kohya_reading import BEGINNINGS, read_layers
+from lorimer.formats._kohya_reading import read_layers
 from lorimer.formats._marker import read_marker, write_marker
 from lorimer.formats._model_spec import foreign_metadata, hashes, header_entries
+from lorimer.formats._spellings import ALPHAS_ENTRY, BEGINNINGS, is_other_programs
 from lorimer.formats.safe_io import safetensors_bytes, write_files_atomic
 
 
@@ -46,25 +48,16 @@ class KohyaFormat(Format):
 
     @staticmethod
     def detect(path: Path) -> bool:
-        return any(key.startswith(BEGINNINGS) for key in header_of(path).tensors)
+        keys = header_of(path).tensors
+        return any(key.startswith(BEGINNINGS) for key in keys) or is_other_programs(path, keys)
 
     @staticmethod
     def read(path: Path) -> AdapterState:
-        tensors, header = read_adapter_tensors(path)
-        where = str(path)
-        marker = read_marker(header, where)
-        bundle = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
-        weights = {key: tensor for key, tensor in tensors.items() if key not in bundle}
-        method, layers, family = read_layers(weights, bundle, marker, header, where)
-        metadata = dict(marker.metadata or foreign_metadata(header))
-        if family.sure:
-            metadata.setdefault("family", family.name)
-        full, tokens = unbundled(bundle, family.names, metadata, marker.full, where)
-        if full:
-            metadata[TOKENS] = metadata.get(TOKENS, tokens)
-        config = marker.config if marker.method else method.config_of(layers)
-        components = present_components([*layers, *full], marker.components)
-        return AdapterState(method.name, layers, config, components, metadata, full)
+        return _read(path, None)
+
+    @classmethod
+    def read_for(cls, path: Path, family: str) -> AdapterState:
+        return _read(path, family)
 
     @classmethod
     def kept(cls, state: AdapterState) -> AdapterState:
@@ -84,6 +77,37 @@ class KohyaFormat(Format):
         header = header_entries(state, path, names, suffixes)
         header.update(hashes(tensors, header))
         write_files_atomic({path: safetensors_bytes(tensors, {**header, **write_marker(state, ranks)})})
+
+
+def _read(path: Path, told: str | None) -> AdapterState:
+    """The adapter in `path`, for the family `told`, else for that which the file shows."""
+    tensors, header = read_adapter_tensors(path)
+    where = str(path)
+    marker = read_marker(header, where)
+    _require_own_alphas(tensors, header, where)
+    bundle = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
+    weights = {key: tensor for key, tensor in tensors.items() if key not in bundle}
+    method, layers, family = read_layers(weights, bundle, marker, header, where, told)
+    metadata = dict(marker.metadata or foreign_metadata(header))
+    if told is not None:
+        metadata["family"] = told
+    elif family.sure:
+        metadata.setdefault("family", family.name)
+    full, tokens = unbundled(bundle, family.names, metadata, marker.full, where)
+    if full:
+        metadata[TOKENS] = metadata.get(TOKENS, tokens)
+    config = marker.config if marker.method else method.config_of(layers)
+    components = present_components([*layers, *full], marker.components)
+    return AdapterState(method.name, layers, config, components, metadata, full)
+
+
+def _require_own_alphas(keys: Iterable[str], header: Mapping[str, str], where: str) -> None:
+    """Raise `FileFormatError` where diffusers keeps the alphas in an entry that is not read here."""
+    if ALPHAS_ENTRY in header and not any(key.startswith(BEGINNINGS) for key in keys):
+        raise FileFormatError(
+            f"{where}: its alphas stand in the header entry {ALPHAS_ENTRY!r}, which is read only in files "
+            "of a pipeline. Load it onto one with diffusers and save it with save_lora_weights"
+        )
 
 
 def keyed_layers(state: AdapterState, names: FileNames) -> tuple[dict[str, Tensor], dict[str, list[int]]]:

@@ -10,7 +10,7 @@ import torch
 from lorimer import registry
 from lorimer.adapters._state import AdapterState
 from lorimer.errors import FileFormatError, UsageError
-from lorimer.ops.files import in_precision, read
+from lorimer.ops.files import in_precision, read, recognise
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -42,9 +42,10 @@ def convert(
     format = registry.get("format", to)
     if target.exists() and target.resolve() == source.resolve():
         raise UsageError(f"{target}: source and target are the same; name another target")
-    state = read(source)
-    if family is not None:
-        state.metadata["family"] = registry.get("family", family).name
+    if family is None:
+        state = read(source)
+    else:
+        state = recognise(source).read_for(source, registry.get("family", family).name)
     if dtype is not None:
         state = in_precision(state, precision(dtype))
     format.write(state, target)

@@ -134,7 +134,7 @@ def test_names_of_a_whole_stable_diffusion() -> None:
         "lora_te_text_model_encoder_layers_0_self_attn_qproj",
         "lora_unet_input_blocks_{}_0_op",
         "lora_vae_conv_in",
-        "conv_in",
+        "some_conv",
     ],
 )
 def test_unknown_names(name: str, tmp_path: Path) -> None:

@@ -204,6 +204,107 @@ def test_no_key_is_lost(tmp_path: Path) -> None:
             lorimer.read(file(tmp_path, {**good, **more}, {"ss_base_model_version": "flux1"}))
 
 
+# ---- spellings
+
+
+_SD = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+_FLUX = "transformer_blocks.0.attn"
+_CLIP = "encoder.layers.0.self_attn"
+_LAYER = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
+_DOWN = {"A": ".lora_down.weight", "B": ".lora_up.weight"}
+
+
+def _pair(name: str) -> dict[str, str]:
+    return {"A": f"{name}down.weight", "B": f"{name}up.weight"}
+
+
+@pytest.mark.parametrize(
+    ("name", "suffixes", "module"),
+    [
+        (f"unet.{_SD}.to_q", _pair(".lora."), f"unet.{_SD}.to_q"),
+        (f"unet.{_SD}.to_out.0", _pair(".lora."), f"unet.{_SD}.to_out.0"),
+        (f"unet.{_SD}", _pair(".processor.to_q_lora."), f"unet.{_SD}.to_q"),
+        (f"unet.{_SD}", _pair(".processor.to_out_lora."), f"unet.{_SD}.to_out.0"),
+        (_SD, _pair(".processor.to_v_lora."), f"unet.{_SD}.to_v"),
+        (_SD, _pair(".to_out_lora."), f"unet.{_SD}.to_out.0"),
+        (f"{_SD}.to_k", _LAYER, f"unet.{_SD}.to_k"),
+        (f"unet.{_SD}.to_k", {key: f"{each[:7]}.default.weight" for key, each in _LAYER.items()},
+         f"unet.{_SD}.to_k"),
+        (f"text_encoder.text_model.{_CLIP}.q_proj", _pair(".lora_linear_layer."),
+         f"text_encoder.{_CLIP}.q_proj"),
+        (f"text_encoder.text_model.{_CLIP}", _pair(".to_out_lora."), f"text_encoder.{_CLIP}.out_proj"),
+        (f"base_model.model.{_SD}.to_q", _LAYER, f"unet.{_SD}.to_q"),
+        (f"base_model.model.unet.{_SD}.to_q", _LAYER, f"unet.{_SD}.to_q"),
+        (f"base_model.model.single_{_FLUX}.to_q", _LAYER, f"transformer.single_{_FLUX}.to_q"),
+        ("base_model.model.double_blocks.0.img_attn.proj", _LAYER, f"transformer.{_FLUX}.to_out.0"),
+        (f"transformer.{_FLUX}.to_q", _DOWN, f"transformer.{_FLUX}.to_q"),
+        (f"{_FLUX}.to_q", _DOWN, f"transformer.{_FLUX}.to_q"),
+        ("double_blocks.0.img_attn.proj", _LAYER, f"transformer.{_FLUX}.to_out.0"),
+    ],
+)  # fmt: skip
+def test_spellings_of_other_programs(
+    name: str, suffixes: dict[str, str], module: str, tmp_path: Path
+) -> None:
+    """One layer, its update reckoned from the keys alone."""
+    torch.manual_seed(4)
+    down, up = torch.randn(2, 6), torch.randn(4, 2)
+    tensors, scale = {name + suffixes["A"]: down, name + suffixes["B"]: up}, 1.0
+    if "_lora." not in suffixes["A"]:  # the oldest have no alphas
+        tensors[f"{name}.alpha"], scale = torch.tensor(1.0), 0.5
+    path = file(tmp_path, tensors, {"format": "pt"})
+    assert sum(registry.get("format", each).detect(path) for each in registry.names("format")) == 1
+    assert set(lorimer.read(path).layers) == {module}
+    layer = nn.Linear(6, 4, bias=False)
+    base = layer.weight.detach().clone()
+    assert relative_difference(merged(layer, path, module) - base, scale * up @ down) < SAME_UPDATE
+
+
+def test_joined_layers_without_a_beginning(tmp_path: Path) -> None:
+    down, up = torch.randn(2, 6), torch.randn(12, 2)
+    name = "double_blocks.0.img_attn.qkv"
+    state = lorimer.read(file(tmp_path, {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}))
+    assert set(state.layers) == {f"transformer.{_FLUX}.to_{each}" for each in "qkv"}
+    rows = [layer.tensors["B"] @ layer.tensors["A"] * layer.scale for layer in state.layers.values()]
+    assert relative_difference(torch.cat(rows), up @ down) < SAME_UPDATE
+
+
+def test_spellings_lose_no_key(tmp_path: Path) -> None:
+    good = {f"{_FLUX}.to_q.lora_A.weight": torch.ones(1, 2), f"{_FLUX}.to_q.lora_B.weight": torch.ones(2, 1)}
+    strange: dict[str, dict[str, Tensor]] = {
+        r"'stranger\.weight'": {"stranger.weight": torch.ones(2)},
+        "some_blocks": {f"some_blocks.lora_{each}.weight": torch.ones(1, 1) for each in "AB"},
+        "two names": {f"transformer.{_FLUX}.to_q.lora_A.weight": torch.ones(1, 2),
+                      f"transformer.{_FLUX}.to_q.lora_B.weight": torch.ones(2, 1)},
+        "alphas without a layer": {f"{_FLUX}.to_k.alpha": torch.ones(())},
+    }  # fmt: skip
+    for said, more in strange.items():
+        with pytest.raises(FileFormatError, match=said):
+            lorimer.read(file(tmp_path, {**good, **more}))
+    with pytest.raises(FileFormatError, match="lora_adapter_metadata"):
+        lorimer.read(file(tmp_path, good, {"lora_adapter_metadata": json.dumps({"lora_alpha": 4, "r": 1})}))
+
+
+def test_weights_of_a_model_and_adapters_of_others_are_not_taken_for_ours(tmp_path: Path) -> None:
+    for tensors in (
+        {"double_blocks.0.img_attn.qkv.weight": torch.ones(3, 1)},
+        {f"base_model.model.model.layers.0.self_attn.q_proj.lora_{each}.weight": torch.ones(1, 1)
+         for each in "AB"},
+    ):  # fmt: skip
+        with pytest.raises(FileFormatError, match="not an adapter that lorimer knows"):
+            lorimer.read(file(tmp_path, tensors))
+
+
+def test_the_family_that_is_said_decides_how_a_file_is_read(tmp_path: Path) -> None:
+    """FLUX.1 and FLUX.2 call the layers of their double blocks the same; diffusers' modules differ."""
+    name = "diffusion_model.double_blocks.0.img_mlp.0"
+    tensors = {f"{name}.lora_A.weight": torch.ones(1, 2), f"{name}.lora_B.weight": torch.ones(4, 1)}
+    path = file(tmp_path, tensors, {"format": "pt"})
+    for family, module in (("flux", "ff.net.0.proj"), ("flux2-klein", "ff.linear_in")):
+        state = lorimer.read(convert(path, tmp_path / f"{family}.safetensors", to="lorimer", family=family))
+        assert state.metadata["family"] == family
+        assert set(state.layers) == {f"transformer.transformer_blocks.0.{module}"}
+
+
 # ---- tokens
 
 
