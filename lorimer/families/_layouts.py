@@ -15,6 +15,7 @@ from lorimer.families._names_unet import unet_names
 
 Config = Mapping[str, Any]
 DENOISER = ("model.diffusion_model.", "diffusion_model.", "")
+UNET_INPUT = {"input_blocks.0.0.weight": (None, 4)}  # a U-Net's; inpainting models read nine channels
 
 PLAIN = Layout(("",))  # a component's own file, in the names of diffusers or transformers
 

@@ -1,4 +1,4 @@
-"""Native names of Stable Diffusion's U-Nets and of text encoders (see `_names.py`).
+"""Native names of Stable Diffusion's U-Nets (see `_names.py`).
 
 The native U-Net (Rombach et al. 2021; `openaimodel.py` of its code) is one list of blocks down and one up;
 diffusers groups them by level. With `layers` blocks in each level, and one that resamples:
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from lorimer.families._names import ComponentNames, Rule, TokenRows, renamed, unchanged
+from lorimer.families._names import ComponentNames, Rule, renamed
 
-# The names of modules in diffusers' U-Nets and in CLIP.
-_WORDS = """
+# The names of modules in diffusers' U-Nets and in CLIP: kohya's files tell both by the same words.
+WORDS = """
     add_embedding add_k_proj add_q_proj add_v_proj attentions attn attn1 attn2 class_embedding cond_proj conv
     conv1 conv2 conv_in conv_norm_out conv_out conv_shortcut down_blocks downsamplers embeddings encoder
     encoder_hid_proj fc1 fc2 ff final_layer_norm fuser group_norm k_proj layer_norm1 layer_norm2 layers linear
@@ -87,7 +87,7 @@ def unet_names(levels: int, attended: Collection[int], *, native: bool, layers: 
         "lora_unet_",
         tuple(rules),
         by_module=not native,
-        vocabulary="" if native else _WORDS,
+        vocabulary="" if native else WORDS,
         tops="" if native else _TOPS,
         more_prefixes=("lycoris_",),
         dotted=("diffusion_model.",),
@@ -100,55 +100,3 @@ def _block(native: str, path: str, i: int, has_attention: bool) -> list[Rule]:
     if has_attention:
         rules += renamed(f"{native}.1", f"{path}.attentions.{i}", {leaf: leaf for leaf in _ATTENTION})
     return rules
-
-
-def clip_names(prefix: str, key: str, *, level: str = "text_model.") -> ComponentNames:
-    """Names of CLIP's layers. transformers 5 took the level `text_model.` out of `CLIPTextModel`, files keep
-    it; in `CLIPTextModelWithProjection` it is still there, so give it "" as `level`.
-
-    Args:
-        prefix: in kohya's files, e.g. "lora_te1_".
-        key: "clip_l", "clip_g" or "clip_h".
-    """
-    inner = "text_model." if not level else ""
-    return ComponentNames(
-        prefix,
-        by_module=True,
-        vocabulary=_WORDS,
-        level=level,
-        dotted=(f"text_encoders.{key}.transformer.",),
-        tokens=TokenRows(f"{inner}embeddings.token_embedding", key, 49408),
-    )
-
-
-def t5_names(prefix: str, *more_prefixes: str) -> ComponentNames:
-    """Names of the layers of a T5 encoder."""
-    layer = "encoder.block.{}.layer"
-    attention = tuple(f"0.SelfAttention.{each}" for each in "qkvo")
-    return ComponentNames(
-        prefix,
-        unchanged(layer, (*attention, *(f"1.DenseReluDense.{each}" for each in ("wi_0", "wi_1", "wo")))),
-        by_module=True,
-        more_prefixes=more_prefixes,
-        dotted=("text_encoders.t5xxl.transformer.",),
-        tokens=TokenRows("shared", "t5", 32128),
-    )
-
-
-def language_names(prefix: str, key: str, dotted: str, *, root: str, count: int) -> ComponentNames:
-    """Names of the layers of a language model that reads captions.
-
-    Args:
-        key: how bundled embeddings call it, e.g. "gemma".
-        dotted: ComfyUI's name of it, e.g. "gemma2_2b".
-        root: where its layers lie in the component, e.g. "model.".
-        count: rows of its embedding.
-    """
-    attention = tuple(f"self_attn.{each}_proj" for each in "qkvo")
-    feed_forward = tuple(f"mlp.{each}_proj" for each in ("gate", "up", "down"))
-    return ComponentNames(
-        prefix,
-        renamed("layers.{}", f"{root}layers.{{}}", {name: name for name in (*attention, *feed_forward)}),
-        dotted=(f"text_encoders.{dotted}.transformer.model.",),
-        tokens=TokenRows(f"{root}embed_tokens", key, count),
-    )

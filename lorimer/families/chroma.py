@@ -23,10 +23,41 @@ from lorimer.families._base import (
     trimmed,
     unpack,
 )
-from lorimer.families._names_chroma import CHROMA
+from lorimer.families._names import FileNames, renamed
+from lorimer.families._names_text import t5_names
+from lorimer.families._names_transformers import (
+    AROUND,
+    FEED_FORWARD,
+    flux_blocks,
+    flux_single_block,
+    transformer_names,
+)
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
+
+# What files call its layers, which are FLUX.1's without modulation.
+_GUIDANCE = "distilled_guidance_layer"
+
+_NAMES = FileNames(
+    {
+        "transformer": transformer_names(
+            *renamed("", "", AROUND),
+            *renamed(_GUIDANCE, _GUIDANCE, {"in_proj": "in_proj", "out_proj": "out_proj"}),
+            *renamed(
+                f"{_GUIDANCE}.layers.{{}}",
+                f"{_GUIDANCE}.layers.{{}}",
+                {"in_layer": "linear_1", "out_layer": "linear_2"},
+            ),
+            *flux_blocks(FEED_FORWARD),
+            flux_single_block(),
+            *renamed("single_blocks.{}", "single_transformer_blocks.{}", {"linear2": "proj_out"}),
+        ),
+        "text_encoder": t5_names("lora_te1_", "lora_te3_"),
+    },
+    architecture="chroma",
+    base_version="chroma",
+)
 
 
 class Chroma(Family):
@@ -43,7 +74,7 @@ class Chroma(Family):
         "scheduler": SCHEDULER,
     }
     times: ClassVar = TimeSampling("sigmoid")  # as sd-scripts advises for it
-    kohya: ClassVar = CHROMA
+    kohya: ClassVar = _NAMES
 
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:

@@ -22,11 +22,84 @@ from lorimer.families._base import (
     pack,
     unpack,
 )
-from lorimer.families._names_flux import FLUX
-from lorimer.families._single_files import FLUX_FILE
+from lorimer.families._layout import Shapes
+from lorimer.families._layouts import PLAIN, clip_layout, t5_layout, transformer_layout, vae_layout
+from lorimer.families._names import FileNames, Rule, renamed
+from lorimer.families._names_text import clip_names, t5_names
+from lorimer.families._names_transformers import (
+    AROUND,
+    FEED_FORWARD,
+    embedder,
+    flux_blocks,
+    flux_single_block,
+    transformer_names,
+)
+from lorimer.families._single_file import SingleFile, blocks_in
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
+
+# What files call its layers, as ComfyUI (flux_to_diffusers) and sd-scripts read them.
+_MODULATION = {"img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear"}
+
+_NAMES = FileNames(
+    {
+        "transformer": transformer_names(
+            *renamed("", "", AROUND),
+            Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), halves_swapped=True),
+            *embedder("time_in", "time_text_embed.timestep_embedder"),
+            *embedder("vector_in", "time_text_embed.text_embedder"),
+            *embedder("guidance_in", "time_text_embed.guidance_embedder"),
+            *flux_blocks({**FEED_FORWARD, **_MODULATION}),
+            flux_single_block(),
+            *renamed(
+                "single_blocks.{}",
+                "single_transformer_blocks.{}",
+                {"linear2": "proj_out", "modulation.lin": "norm.linear"},
+            ),
+        ),
+        "text_encoder": clip_names("lora_te1_", "clip_l"),
+        # ComfyUI reads lora_te2_ too, which is how OneTrainer counts.
+        "text_encoder_2": t5_names("lora_te3_", "lora_te2_"),
+    },
+    architecture="flux-1-dev",
+    base_version="flux1",
+    known_as=("flux.1", "flux-1"),
+)
+
+
+# How a single checkpoint file of it is laid out.
+def _config(shapes: Shapes) -> dict[str, Any]:
+    """FLUX.1 dev was distilled with guidance as an input, schnell without."""
+    return {
+        "num_layers": blocks_in(shapes, "double_blocks"),
+        "num_single_layers": blocks_in(shapes, "single_blocks"),
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+    }
+
+
+_TENSORS = tuple(
+    Rule(f"{native}.{long}_norm.scale", (f"{path}_{short}.weight",))
+    for native, path in (
+        ("double_blocks.{}.img_attn.norm", "transformer_blocks.{}.attn.norm"),
+        ("double_blocks.{}.txt_attn.norm", "transformer_blocks.{}.attn.norm_added"),
+        ("single_blocks.{}.norm", "single_transformer_blocks.{}.attn.norm"),
+    )
+    for long, short in (("query", "q"), ("key", "k"))
+)
+
+_SINGLE_FILE = SingleFile(
+    "flux",
+    {"double_blocks.0.img_attn.qkv.weight": (), "vector_in.in_layer.weight": (None, 768)},
+    {
+        "transformer": lambda _: (transformer_layout(_NAMES, *_TENSORS), PLAIN),
+        "vae": lambda config: (vae_layout(config), PLAIN),
+        "text_encoder": lambda _: (clip_layout("text_encoders.clip_l.transformer."),),
+        "text_encoder_2": lambda _: (t5_layout(),),
+    },
+    derived=_config,
+    predictions=("flow",),
+)
 
 
 class Flux(Family):
@@ -49,8 +122,8 @@ class Flux(Family):
     # What sd-scripts calls `flux_shift`: sigmoid of a normal draw, then shifted as the sampler does.
     times: ClassVar = TimeSampling("sigmoid", shift="auto")
     guidance = 3.5
-    kohya: ClassVar = FLUX
-    single_file = FLUX_FILE
+    kohya: ClassVar = _NAMES
+    single_file = _SINGLE_FILE
 
     @staticmethod
     def encode(pipeline: Any, captions: Sequence[str], clip_skip: int | None = None) -> Conditioning:

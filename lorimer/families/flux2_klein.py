@@ -21,13 +21,50 @@ from lorimer.families._base import (
     TimeSampling,
     image_ids,
 )
-from lorimer.families._names_flux2 import FLUX2
+from lorimer.families._names import FileNames, Rule, renamed
+from lorimer.families._names_text import language_names
+from lorimer.families._names_transformers import AROUND, embedder, flux_blocks, transformer_names
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
 
 _PATCH = 2  # latents of the VAE along a side that become one of the denoiser
 _LAST_READ = 27  # layers of the text encoder, by the pipeline's default
+
+# What files call its layers, as ComfyUI and diffusers' converters read them.
+_FEED_FORWARD = {
+    "img_mlp.0": "ff.linear_in",
+    "img_mlp.2": "ff.linear_out",
+    "txt_mlp.0": "ff_context.linear_in",
+    "txt_mlp.2": "ff_context.linear_out",
+}
+_AROUND = {
+    **AROUND,
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+}
+
+_NAMES = FileNames(
+    {
+        "transformer": transformer_names(
+            *renamed("", "", _AROUND),
+            Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), halves_swapped=True),
+            *embedder("time_in", "time_guidance_embed.timestep_embedder"),
+            *embedder("guidance_in", "time_guidance_embed.guidance_embedder"),
+            *flux_blocks(_FEED_FORWARD),
+            *renamed(
+                "single_blocks.{}",
+                "single_transformer_blocks.{}",
+                {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"},
+            ),
+        ),
+        "text_encoder": language_names("lora_te_", "qwen", "qwen3_4b", root="model.", count=151936),
+    },
+    architecture="flux-2-klein",
+    base_version="flux2",
+    known_as=("flux-2", "flux.2"),
+)
 
 
 class Flux2Klein(Family):
@@ -46,7 +83,7 @@ class Flux2Klein(Family):
     }
     # Sigmoid of a normal draw, shifted by the picture's size, as musubi-tuner's `flux2_shift`.
     times: ClassVar = TimeSampling("sigmoid", shift="auto")
-    kohya: ClassVar = FLUX2
+    kohya: ClassVar = _NAMES
 
     @classmethod
     def fits(cls, configs: Mapping[str, Config]) -> bool:

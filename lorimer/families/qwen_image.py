@@ -19,12 +19,37 @@ from lorimer.families._base import (
     pack,
     unpack,
 )
-from lorimer.families._names_qwen_image import QWEN_IMAGE
+from lorimer.families._names import FileNames, unchanged
+from lorimer.families._names_text import language_names
+from lorimer.families._names_transformers import ADDED_QKV, QKV, transformer_names, within
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
 
 _LONGEST = 512  # tokens of a caption that the pipeline takes
+
+# What files call its layers: what diffusers does, whose code was the first.
+_BLOCK = (
+    *within("attn", (*QKV, *ADDED_QKV, "to_out.0", "to_add_out")),
+    *(f"{stream}_{layer}" for stream in ("img", "txt") for layer in ("mod.1", "mlp.net.0.proj", "mlp.net.2")),
+)
+_AROUND = ("img_in", "txt_in", "norm_out.linear", "proj_out")
+
+_NAMES = FileNames(
+    {
+        "transformer": transformer_names(
+            *unchanged("", _AROUND),
+            *unchanged("time_text_embed.timestep_embedder", ("linear_1", "linear_2")),
+            *unchanged("transformer_blocks.{}", _BLOCK),
+        ),
+        "text_encoder": language_names(
+            "lora_te_", "qwen", "qwen25_7b", root="model.language_model.", count=152064
+        ),
+    },
+    architecture="qwen-image",
+    base_version="qwen_image",
+    known_as=("qwen",),
+)
 
 
 class QwenImage(Family):
@@ -42,7 +67,7 @@ class QwenImage(Family):
     }
     # What musubi-tuner calls `qwen_shift`: sigmoid of a normal draw, then shifted as the sampler does.
     times: ClassVar = TimeSampling("sigmoid", shift="auto")
-    kohya: ClassVar = QWEN_IMAGE
+    kohya: ClassVar = _NAMES
 
     @classmethod
     def idle(cls, model: DiffusionModel) -> tuple[str, ...]:

@@ -17,9 +17,11 @@ from lorimer.families._base import (
     Family,
     Part,
 )
+from lorimer.families._layouts import PLAIN, UNET_INPUT, clip_layout, unet_layout, vae_layout
 from lorimer.families._names import FileNames
-from lorimer.families._names_unet import clip_names, unet_names
-from lorimer.families._single_files import SD1_FILE
+from lorimer.families._names_text import clip_names
+from lorimer.families._names_unet import unet_names
+from lorimer.families._single_file import SingleFile
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
@@ -59,7 +61,15 @@ class StableDiffusion1(Family):
         widths={"attn2.to_k": 768, "attn2.to_v": 768, "self_attn.q_proj": 768},
         header={"ss_v2": "False"},
     )
-    single_file = SD1_FILE
+    single_file = SingleFile(
+        "sd1",
+        {**UNET_INPUT, "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (None, 768)},
+        {
+            "unet": lambda config: (unet_layout(config), PLAIN),
+            "vae": lambda config: (vae_layout(config), PLAIN),
+            "text_encoder": lambda _: (clip_layout("cond_stage_model.transformer."),),
+        },
+    )
     clip_skip = True
     wide: ClassVar[bool] = False  # whether captions come from the second version's larger text encoder
 

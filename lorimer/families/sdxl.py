@@ -20,9 +20,18 @@ from lorimer.families._base import (
     Family,
     Part,
 )
+from lorimer.families._layouts import (
+    PLAIN,
+    UNET_INPUT,
+    clip_layout,
+    open_clip_layout,
+    unet_layout,
+    vae_layout,
+)
 from lorimer.families._names import FileNames
-from lorimer.families._names_unet import clip_names, unet_names
-from lorimer.families._single_files import SDXL_FILE
+from lorimer.families._names_text import clip_names
+from lorimer.families._names_unet import unet_names
+from lorimer.families._single_file import SingleFile
 
 if TYPE_CHECKING:
     from lorimer.tasks._diffusion import DiffusionModel
@@ -62,7 +71,23 @@ class StableDiffusionXL(Family):
         widths={"attn2.to_k": 2048, "attn2.to_v": 2048},
         header={"ss_v2": "False"},
     )
-    single_file = SDXL_FILE
+    single_file = SingleFile(
+        "sdxl",
+        {
+            **UNET_INPUT,
+            "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (None, 2048),
+            "label_emb.0.0.weight": (None, 2816),
+        },
+        {
+            "unet": lambda config: (unet_layout(config), PLAIN),
+            "vae": lambda config: (vae_layout(config), PLAIN),
+            "text_encoder": lambda _: (clip_layout("conditioner.embedders.0.transformer."),),
+            "text_encoder_2": lambda _: (
+                open_clip_layout("conditioner.embedders.1.model.", level="text_model."),
+                clip_layout("conditioner.embedders.1.transformer."),
+            ),
+        },
+    )
 
     @classmethod
     def fits(cls, configs: Mapping[str, Config]) -> bool:
