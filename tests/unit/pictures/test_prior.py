@@ -131,6 +131,7 @@ def test_clip_skip_is_followed_in_training_and_sampling(make_task: MakeTask, noi
     caption = data[0]["caption"]
     given = data[0]["text"]["hidden"]
     assert not torch.equal(given, plain.encode_texts([caption])["hidden"][0])
+    plain.clip_skip = 1
     pipeline = plain.pipeline()
     wanted, _ = pipeline.encode_prompt([caption], "cpu", 1, False, clip_skip=1)
     assert torch.equal(given, wanted[0])
