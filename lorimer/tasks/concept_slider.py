@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 import lorimer
 from lorimer.families._base import Conditioning
-from lorimer.tasks._base import Section, Task
+from lorimer.tasks._base import Section
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion
 from lorimer.tasks._diffusion_loss import weighted_loss
 from lorimer.tasks._model_files import shown_name
@@ -31,6 +31,7 @@ from lorimer.tasks._noise import NoiseProcess
 from lorimer.tasks._objective_section import DiffusionObjective
 from lorimer.tasks._picture_encoding import Example, stacked
 from lorimer.tasks._picture_preview import Previews
+from lorimer.tasks._picture_task import PictureTask
 from lorimer.tasks._preview_section import PicturePreview
 from lorimer.tasks._processes import noise_process
 
@@ -99,7 +100,7 @@ class SliderPreview(PicturePreview):
     """One column each; 0 is the base model."""
 
 
-class ConceptSlider(Task):
+class ConceptSlider(PictureTask):
     """Adapts the denoiser so that its strength moves one attribute."""
 
     name = "concept-slider"
@@ -119,14 +120,6 @@ class ConceptSlider(Task):
         self._resolution = model.checked_resolution(self.recipe.data.resolution)
         return model
 
-    def components(self, model: nn.Module) -> tuple[str, ...]:
-        assert isinstance(model, DiffusionModel)
-        return (model.family.denoiser,)
-
-    def targets(self, model: nn.Module) -> tuple[str, ...]:
-        assert isinstance(model, DiffusionModel)
-        return model.family.targets
-
     def data(self, model: nn.Module) -> Dataset[Any]:
         assert isinstance(model, DiffusionModel)
         self._empty = _conditioning(model, "")
@@ -140,17 +133,6 @@ class ConceptSlider(Task):
                 for each in self.recipe.data.directions
             ]
         )
-
-    def idle_parts(self, model: nn.Module) -> Sequence[str]:
-        assert isinstance(model, DiffusionModel)
-        self._reload = model.reload
-        if self._reload is None:
-            return ()
-        return ("vae", *model.text_encoders)
-
-    def reload_part(self, name: str) -> nn.Module:
-        assert self._reload is not None
-        return self._reload(name)
 
     def collate(self, examples: Sequence[Any]) -> Any:
         return {role: stacked([each[role] for each in examples]) for role in _ROLES}

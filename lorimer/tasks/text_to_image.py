@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lorimer.errors import DataError
-from lorimer.tasks._base import Task
 from lorimer.tasks._diffusion import DiffusionModel, load_diffusion
 from lorimer.tasks._diffusion_loss import objective_loss
 from lorimer.tasks._encoding_cache import default_cache_folder
@@ -39,6 +38,7 @@ from lorimer.tasks._picture_preview import Previews
 from lorimer.tasks._picture_reading import read_pictures
 from lorimer.tasks._picture_sections import PictureData
 from lorimer.tasks._picture_sources import Source
+from lorimer.tasks._picture_task import PictureTask
 from lorimer.tasks._preview_section import PicturePreview
 from lorimer.tasks._prior import draw_prior, prior_source
 from lorimer.tasks._processes import follow_recipe, noise_process
@@ -51,7 +51,7 @@ _VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # fractions of the way to pure no
 _DEFAULT_PROMPTS = 4  # how many captions stand in for preview prompts that were not given
 
 
-class TextToImage(Task):
+class TextToImage(PictureTask):
     """Adapts the denoiser, and the text encoders where asked, of a latent picture model."""
 
     name = "text-to-image"
@@ -79,14 +79,6 @@ class TextToImage(Task):
         self._process = noise_process(model, self.recipe.objective)
         self._resolution = model.checked_resolution(self.recipe.data.resolution)
         return model
-
-    def components(self, model: nn.Module) -> tuple[str, ...]:
-        assert isinstance(model, DiffusionModel)
-        return (model.family.denoiser,)
-
-    def targets(self, model: nn.Module) -> tuple[str, ...]:
-        assert isinstance(model, DiffusionModel)
-        return model.family.targets
 
     def data(self, model: nn.Module) -> Dataset[Any]:
         assert isinstance(model, DiffusionModel)
@@ -145,15 +137,9 @@ class TextToImage(Task):
         return rows_to_train(model)
 
     def idle_parts(self, model: nn.Module) -> Sequence[str]:
-        assert isinstance(model, DiffusionModel)
-        self._reload = model.reload
-        if self._reload is None:
-            return ()
-        return ("vae",) if self._adapts_text else ("vae", *model.text_encoders)
-
-    def reload_part(self, name: str) -> nn.Module:
-        assert self._reload is not None
-        return self._reload(name)
+        """Text encoders that read captions in every step stay."""
+        parts = super().idle_parts(model)
+        return [name for name in parts if name == "vae" or not self._adapts_text]
 
     def collate(self, examples: Sequence[Any]) -> Any:
         return collate(examples)
