@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
-import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -101,8 +100,6 @@ def load_pretrained(
     Raises:
         as `model_place`; FileFormatError: it is no such model, or lacks weights, which would be random.
     """
-    import re
-
     place = model_place(name)
     with _told(name, "model"):
         model, told = auto.from_pretrained(
@@ -117,17 +114,21 @@ def load_pretrained(
 
 @contextlib.contextmanager
 def _told(name: str, what: str) -> Iterator[None]:
-    """Errors of transformers as ours, and its table of keys kept to itself: we check them."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Errors of transformers as ours; its bars and its table of keys, which we check, kept to itself."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().splitlines()[:1]
         raise FileFormatError(f"{name}: transformers cannot load its {what}: {' '.join(first)}") from error
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _dequantised(file: Path) -> Path:
@@ -153,14 +154,14 @@ def _dequantised(file: Path) -> Path:
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         if not folder.exists():  # another process may have made it meanwhile
-            os.replace(made, folder)
+            made.replace(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
 
 
 def _forget_quantisation(model: Any) -> None:
-    """transformers marks what it read from a GGUF as quantised, which it no longer is; then it would not save."""
+    """transformers marks what it read from a GGUF as quantised, though it is not, and would not save."""
     model.hf_quantizer = None
     model.is_quantized = False
     for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
