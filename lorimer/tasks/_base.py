@@ -61,16 +61,23 @@ class Task(ABC):
         """What is adapted in those parts unless the recipe says."""
         return ("all-linear",)
 
+    def spared(self, model: nn.Module) -> Sequence[str]:
+        """Layers that no preset of targets means: they are adapted only where the recipe names them."""
+        return ()
+
     @abstractmethod
     def data(self, model: nn.Module) -> Dataset[Any]:
-        """The training examples. May use `model` to compute and cache what never changes.
+        """The training examples. May use `model` to compute and cache what never changes. A dataset may say
+        of each example its `groups` (one batch holds examples of one group) and its `weights` (what it
+        counts in a batch's mean loss).
 
         Raises:
             DataError: names every missing, broken or unusable file at once.
         """
 
-    def full(self, model: nn.Module) -> Mapping[str, Sequence[int]]:
-        """What is trained in full beside what the recipe names: a module's path -> rows of its weight."""
+    def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
+        """What is trained in full beside what the recipe names: a module's path -> rows of its weight, or None
+        for all of it."""
         return {}
 
     def idle_parts(self, model: nn.Module) -> Sequence[str]:

@@ -131,7 +131,7 @@ class TextToImage(PictureTask):
             )
         return examples
 
-    def full(self, model: nn.Module) -> Mapping[str, Sequence[int]]:
+    def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
         """The rows of new tokens."""
         assert isinstance(model, DiffusionModel)
         return rows_to_train(model)

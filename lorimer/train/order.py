@@ -3,7 +3,8 @@
 An epoch is a permutation of all examples, cut into micro-batches of batch_size, of which accumulation ·
 ranks make a step. The last step of an epoch may be smaller. Micro-batch j goes to rank j mod ranks, and its
 share of the step's gradient is its share of the step's examples, so that any way to cut a step gives the
-gradient of one big batch.
+gradient of one big batch. Where a batch's loss is a mean over more than examples, such as tokens, the data
+says how much each example counts.
 
 Examples of several groups, such as pictures of several shapes, cannot be stacked: then each group's part of
 the permutation is cut on its own, with a smaller last piece, and the pieces of all groups are shuffled.
@@ -35,7 +36,7 @@ class MicroBatch:
     Attributes:
         number: its place in the step, over all ranks; random state is seeded with it.
         examples: indices into the data.
-        share: how much of the step's examples these are, in (0, 1].
+        share: how much of what the step's examples count these do, in (0, 1].
     """
 
     number: int
@@ -49,6 +50,8 @@ class Order:
 
     Attributes:
         groups: of each example; a micro-batch holds examples of one group. Empty where all are of one.
+        weights: of each example: how much it counts in the mean that is a batch's loss. Empty where all
+            count the same.
     """
 
     examples: int
@@ -58,10 +61,12 @@ class Order:
     rank: int = 0
     ranks: int = 1
     groups: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.groups and len(self.groups) != self.examples:
-            raise ValueError(f"{len(self.groups)} groups for {self.examples} examples")
+        for name, values in (("groups", self.groups), ("weights", self.weights)):
+            if values and len(values) != self.examples:
+                raise ValueError(f"{len(values)} {name} for {self.examples} examples")
 
     @property
     def examples_per_step(self) -> int:
@@ -84,10 +89,10 @@ class Order:
 
     def step(self, step: int) -> list[MicroBatch]:
         """This rank's micro-batches in `step`; may be empty in the last step of an epoch."""
-        pieces = self._pieces(step)
-        count = sum(len(piece) for piece in pieces)
+        pieces = [tuple(piece.tolist()) for piece in self._pieces(step)]
+        counts = [self._count(piece) for piece in pieces]
         return [
-            MicroBatch(number, tuple(piece.tolist()), len(piece) / count)
+            MicroBatch(number, piece, counts[number] / sum(counts))
             for number, piece in enumerate(pieces)
             if number % self.ranks == self.rank
         ]
@@ -97,6 +102,10 @@ class Order:
         for step in range(first, end):
             for micro in self.step(step):
                 yield [(self.epoch(step), example) for example in micro.examples]
+
+    def _count(self, piece: tuple[int, ...]) -> float:
+        """How much these examples count."""
+        return sum(self.weights[example] for example in piece) if self.weights else float(len(piece))
 
     def _pieces(self, step: int) -> list[Tensor]:
         """The examples of every micro-batch of `step`, over all ranks."""

@@ -135,7 +135,8 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         seed,
         accelerator.process_index,
         accelerator.num_processes,
-        _groups_of(data),
+        _of_each_example(data, "groups"),
+        _of_each_example(data, "weights"),
     )
     parameters = list(adapter.parameters())
     wide = WideWeights(parameters) if recipe.train.adapter_precision == "bf16" else None
@@ -204,6 +205,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
     children = [name for name, _ in model.named_children()]  # parts that never are adapted among them
     others = [name for name in children if wanted and name not in wanted]
     others += getattr(model, "idle_layers", ())  # what would learn nothing
+    others += _left_alone(task, model, section.targets)
     return attach(
         model,
         section.method_config(),
@@ -214,6 +216,12 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
         full=full,
         dtype=torch.bfloat16 if recipe.train.adapter_precision == "bf16" else None,
     )
+
+
+def _left_alone(task: Task, model: nn.Module, targets: Sequence[str] | None) -> list[str]:
+    """Layers that a task adapts only where the recipe names them."""
+    named = {target.rpartition(".")[2] for target in targets or ()}
+    return [path for path in task.spared(model) if path.rpartition(".")[2] not in named]
 
 
 def _by_name(full: Sequence[str] | Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int] | None]:
@@ -230,7 +238,7 @@ def _look_at_data(
     if start is None:
         return
     count = len(data)  # type: ignore[arg-type]
-    order = Order(count, train.batch_size, 1, train.seed, groups=_groups_of(data))
+    order = Order(count, train.batch_size, 1, train.seed, groups=_of_each_example(data, "groups"))
     examples = SeededExamples(data, train.seed)
 
     def batches() -> Iterator[Any]:
@@ -249,10 +257,11 @@ def _look_at_data(
         raise RecipeError(f"adapter.start: {error}") from error
 
 
-def _groups_of(data: Dataset[Any]) -> tuple[int, ...]:
-    """Which examples can be one batch, where not all can."""
-    groups: tuple[int, ...] = getattr(data, "groups", ())
-    return groups
+def _of_each_example(data: Dataset[Any], what: str) -> tuple[Any, ...]:
+    """Its `groups`: which examples can be one batch, where not all can; its `weights`: how much each counts in
+    the mean that is a batch's loss, where not all count the same."""
+    values: tuple[Any, ...] = getattr(data, what, ())
+    return values
 
 
 def _groups(adapter: AttachedAdapter, recipe: Recipe, wide: WideWeights | None) -> list[dict[str, Any]]:

@@ -70,3 +70,14 @@ def test_batches_of_groups_come_in_an_order_of_chance_that_any_start_repeats() -
 def test_groups_for_other_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="3 groups for 4 examples"):
         Order(4, 1, 1, 0, groups=(0, 0, 1))
+
+
+def test_micro_batches_count_by_the_weights_of_their_examples() -> None:
+    weights = tuple(float(1 + number % 5) for number in range(10))
+    order = Order(10, batch_size=2, accumulation=2, seed=3, weights=weights)
+    for step in range(order.steps_per_epoch):
+        micros = order.step(step)
+        total = sum(weights[example] for micro in micros for example in micro.examples)
+        assert [micro.share * total for micro in micros] == pytest.approx(
+            [sum(weights[example] for example in micro.examples) for micro in micros]
+        )
