@@ -76,8 +76,8 @@ class Task(ABC):
         """
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
-        """What is trained in full beside what the recipe names: a module's path -> rows of its weight, or None
-        for all of it."""
+        """What is trained in full beside what the recipe names: a module's path -> rows of its weight; None
+        means all of it."""
         return {}
 
     def idle_parts(self, model: nn.Module) -> Sequence[str]:
