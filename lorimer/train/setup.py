@@ -258,8 +258,8 @@ def _look_at_data(
 
 
 def _of_each_example(data: Dataset[Any], what: str) -> tuple[Any, ...]:
-    """Its `groups`: which examples can be one batch, where not all can; its `weights`: how much each counts in
-    the mean that is a batch's loss, where not all count the same."""
+    """Its `groups`: which examples can be one batch, where not all can; its `weights`: how much each counts
+    in the mean that is a batch's loss, where not all count the same."""
     values: tuple[Any, ...] = getattr(data, what, ())
     return values
 

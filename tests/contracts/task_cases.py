@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,39 @@ def concept_slider(folder: Path) -> Values:
     }
 
 
+def text_generation(folder: Path) -> Values:
+    chats = folder / "chats.jsonl"
+    chats.write_text("\n".join(json.dumps({"messages": _chat(number)}) for number in range(8)))
+    questions = folder / "questions.jsonl"
+    questions.write_text(json.dumps({"prompt": "1 + 1 = ", "choices": ["2", "blue"], "answer": 0}))
+    return {
+        "model": _tiny_causal(),
+        "data": {
+            "path": str(chats),
+            "validation": {"fraction": 0.25},
+            "choices": str(questions),
+            "max_length": 100,
+        },
+        "adapter": {"rank": 2},
+        "preview": {"max_tokens": 3},
+    }
+
+
+def _chat(number: int) -> list[dict[str, str]]:
+    said = f"{number} and {number}"
+    return [
+        {"role": "user", "content": said},
+        {"role": "assistant", "content": "so be it" * (number % 3 + 1)},
+    ]
+
+
+@cache
+def _tiny_causal() -> str:
+    from tests.tiny_texts import save_tiny_causal
+
+    return str(save_tiny_causal(Path(mkdtemp())))
+
+
 @cache
 def _tiny_pipeline() -> str:
     from tests.tiny_models import save_tiny_pipeline
@@ -67,4 +101,5 @@ CASES: dict[str, MakeValues] = {
     "module": module,
     "text-to-image": text_to_image,
     "concept-slider": concept_slider,
+    "text-generation": text_generation,
 }

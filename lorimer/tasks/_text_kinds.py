@@ -1,0 +1,213 @@
+"""What rows of data are: conversations, prompts and completions, texts or preferences; found out and said."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorimer.errors import DataError
+from lorimer.tasks._chat_tokens import Chat, Completion, Example, Message, Plain, Preference
+from lorimer.tasks._text_rows import Rows
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+
+Row = Mapping[str, Any]
+
+
+class _Unusable(Exception):
+    """Why a row is skipped."""
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """kind: how rows were read; examples: what they are; told: lines for a person."""
+
+    kind: str
+    examples: tuple[Example, ...]
+    told: tuple[str, ...]
+
+
+def as_examples(
+    rows: Rows, kind: str | None, columns: Mapping[str, str], system: str | None
+) -> Conversations:
+    """Rows as what they are meant to be.
+
+    Args:
+        kind: how to read them; None finds out by their columns.
+        columns: our name -> theirs.
+        system: a system message for conversations that have none.
+
+    Raises:
+        DataError: nothing fits, or no row can be used; the message says what was there.
+    """
+    renamed = [_renamed(row, columns) for row in rows.rows]
+    chosen = kind or _detected(renamed, rows.source)
+    examples: list[Example] = []
+    skipped: Counter[str] = Counter()
+    for row in renamed:
+        try:
+            examples.append(_with_system(_READERS[chosen](row), system))
+        except _Unusable as why:
+            skipped[str(why)] += 1
+    if not examples:
+        reasons = "; ".join(f"{count} because {reason}" for reason, count in skipped.most_common(3))
+        raise DataError(f"{rows.source}: no row can be read as {chosen}: {reasons}")
+    told = f"{rows.source}: read as {chosen}, {len(examples):,} {_NOUNS.get(chosen, 'conversations')}"
+    if skipped:
+        reasons = "; ".join(f"{count} because {reason}" for reason, count in skipped.most_common())
+        told += f", {sum(skipped.values()):,} skipped: {reasons}"
+    return Conversations(chosen, tuple(examples), (told, *rows.skipped))
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
+
+
+def _detected(rows: Sequence[Row], source: str) -> str:
+    """The kind that most rows' columns fit, the most telling first."""
+    for kind, needed in _COLUMNS.items():
+        fitting = sum(all(row.get(name) is not None for name in needed) for row in rows)
+        if fitting > len(rows) // 2:
+            return kind
+    known = "; ".join(f"{', '.join(needed)} ({kind})" for kind, needed in _COLUMNS.items())
+    raise DataError(
+        f"{source}: cannot tell what its rows are; they have {', '.join(map(str, rows[0])) or 'nothing'}. "
+        f"Known columns: {known}. Say what yours are called with data.columns, such as "
+        "{prompt: question, completion: answer}"
+    )
+
+
+def _with_system(example: Example, system: str | None) -> Example:
+    if system is None or not isinstance(example, Chat) or example.messages[0]["role"] == "system":
+        return example
+    return Chat(({"role": "system", "content": system}, *example.messages), example.tools)
+
+
+def _text(row: Row, name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise _Unusable(f"{name} is empty" if value in (None, "") else f"{name} is no text")
+    return value
+
+
+def _message(value: Any, role: str, content: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise _Unusable("a message is no mapping")
+    who, said = value.get(role), value.get(content)
+    if who not in _ROLES:
+        raise _Unusable(f"a message is by {who!r}")
+    others = {key: each for key, each in value.items() if key not in (role, content, "role", "content")}
+    if said is None and not others.get("tool_calls"):
+        raise _Unusable("a message is empty")
+    return {**others, "role": _ROLES[who], "content": said if said is not None else ""}
+
+
+def _messages(row: Row, name: str, role: str = "role", content: str = "content") -> tuple[Message, ...]:
+    values = row.get(name)
+    if not isinstance(values, list | tuple) or not values:
+        raise _Unusable(f"{name} is no list of messages")
+    return tuple(_message(value, role, content) for value in values)
+
+
+def _spoken(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if not any(message["role"] == "assistant" for message in messages):
+        raise _Unusable("the assistant says nothing")
+    return messages
+
+
+def _chat(row: Row) -> Chat:
+    return Chat(_spoken(_messages(row, "messages")), tuple(row.get("tools") or ()))
+
+
+def _sharegpt(row: Row) -> Chat:
+    messages = _spoken(_messages(row, "conversations", "from", "value"))
+    if row.get("system") and messages[0]["role"] != "system":
+        messages = ({"role": "system", "content": row["system"]}, *messages)
+    return Chat(messages)
+
+
+def _alpaca(row: Row) -> Chat:
+    asked = _text(row, "instruction")
+    more = row.get("input")
+    return _asked(f"{asked}\n\n{more}" if more else asked, _text(row, "output"), row.get("system"))
+
+
+def _pairs(row: Row) -> Chat:
+    """Two take turns; the second is the assistant."""
+    said = row["conversation"] if isinstance(row.get("conversation"), list | tuple) else ()
+    if len(said) < 2 or not all(isinstance(each, str) and each.strip() for each in said):
+        raise _Unusable("a conversation is no list of two texts or more")
+    turns = [
+        {"role": "assistant" if place % 2 else "user", "content": each} for place, each in enumerate(said)
+    ]
+    return Chat(tuple(turns))
+
+
+def _completion(row: Row) -> Completion:
+    return Completion(_text(row, "prompt"), _text(row, "completion"))
+
+
+def _plain(row: Row) -> Plain:
+    return Plain(_text(row, "text"))
+
+
+def _preference(row: Row) -> Preference:
+    answers = [_turns(row, name, "assistant") for name in ("chosen", "rejected")]
+    prompt = _turns(row, "prompt", "user") if row.get("prompt") else ()
+    if not prompt:  # the prompt is what both begin with
+        count = next((n for n, (a, b) in enumerate(zip(*answers, strict=False)) if a != b), 0)
+        prompt = answers[0][:count]
+        answers = [each[count:] for each in answers]
+    if not prompt:
+        raise _Unusable("there is no prompt")
+    if answers[0] == answers[1] or not all(answers):
+        raise _Unusable("chosen and rejected are the same")
+    return Preference(prompt, answers[0], answers[1])
+
+
+def _turns(row: Row, name: str, role: str) -> tuple[Message, ...]:
+    """A list of messages, or one text by `role`."""
+    if isinstance(row.get(name), str):
+        return ({"role": role, "content": _text(row, name)},)
+    return _messages(row, name)
+
+
+def _asked(question: str, reply: str, system: str | None) -> Chat:
+    turns = ({"role": "user", "content": question}, {"role": "assistant", "content": reply})
+    return Chat(({"role": "system", "content": system}, *turns) if system else turns)
+
+
+# Kind -> the columns by which it is known, the most telling first.
+_COLUMNS = {
+    "preference": ("chosen", "rejected"),
+    "chat": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
+    "prompt-completion": ("prompt", "completion"),
+    "pairs": ("conversation",),
+    "text": ("text",),
+}
+_READERS: dict[str, Callable[[Row], Example]] = {
+    "preference": _preference,
+    "chat": _chat,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "prompt-completion": _completion,
+    "pairs": _pairs,
+    "text": _plain,
+}
+_NOUNS = {"preference": "preferences", "prompt-completion": "prompts", "text": "texts"}

@@ -1,0 +1,53 @@
+"""Rows of batches: nothing is lost, cut or seen by what it should not see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorimer.tasks._chat_tokens import Tokens
+from lorimer.tasks._sequences import collate_rows, length_groups, pack, row_of
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(40, 90))
+def test_packing_keeps_every_text_whole_in_rows_that_hold_them(lengths: list[int], capacity: int) -> None:
+    rows = pack(lengths, capacity)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= capacity for row in rows)
+    assert len(rows) <= 11 / 9 * -(-sum(lengths) // capacity) + 10  # the bound for the fewest, loosely
+
+
+def test_no_two_rows_could_share_one() -> None:
+    lengths = [9, 9, 5, 5, 1, 1]
+    assert len(pack(lengths, 10)) == 3
+
+
+def test_a_text_longer_than_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="text 1 has 11 tokens and a row 10"):
+        pack([1, 11], 10)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=200), st.integers(1, 8))
+def test_groups_are_of_neighbouring_lengths(lengths: list[int], batch_size: int) -> None:
+    groups = length_groups(lengths, batch_size)
+    for one, other in zip(lengths, groups, strict=True):
+        assert all(one <= length for length, group in zip(lengths, groups, strict=True) if group > other)
+
+
+def test_first_tokens_are_never_learned_and_positions_begin_anew() -> None:
+    row = row_of([Tokens((5, 6), (True, True)), Tokens((7, 8, 9), (True, False, True))])
+    assert row.ids == (5, 6, 7, 8, 9)
+    assert row.learn == (False, True, False, False, True)
+    assert row.positions == (0, 1, 0, 1, 2)
+
+
+def test_padding_is_not_learned_and_is_no_part_of_a_packed_text() -> None:
+    packed = row_of([Tokens((5, 6), (True, True)), Tokens((7,), (True,))])
+    single = row_of([Tokens((4, 4, 4, 4, 4), (True,) * 5)])
+    batch = collate_rows([packed, single, row_of([Tokens((3,), (True,))])], pad=0)
+    assert batch["ids"].tolist() == [[5, 6, 7, 0, 0], [4] * 5, [3, 0, 0, 0, 0]]
+    assert batch["learn"].sum() == 1 + 4
+    assert batch["positions"].tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert batch["learn"].dtype == torch.bool
