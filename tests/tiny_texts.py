@@ -66,3 +66,22 @@ def save_tiny_causal(folder: Path, **options: Any) -> Path:
     tiny_causal(**options).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_tiny_encoder(folder: Path) -> Path:
+    """A BERT of two layers without a head, as encoders come, and a tokenizer; returns the folder."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(SPECIAL) + 256,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        pad_token_id=1,
+    )
+    BertModel(config).save_pretrained(folder)
+    tiny_tokenizer(template=None).save_pretrained(folder)
+    return folder

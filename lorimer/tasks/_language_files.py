@@ -85,13 +85,14 @@ def load_causal(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Modul
     """
     from transformers import AutoModelForCausalLM
 
-    return load_pretrained(AutoModelForCausalLM, name, dtype), load_tokenizer(name)
+    return load_pretrained(AutoModelForCausalLM, name, dtype)[0], load_tokenizer(name)
 
 
 def load_pretrained(
     auto: Any, name: str, dtype: torch.dtype = torch.float32, may_lack: str = "", **options: Any
-) -> nn.Module:
-    """A model by one of transformers' `AutoModelFor...` classes, in evaluation mode on the CPU.
+) -> tuple[nn.Module, list[str]]:
+    """A model by one of transformers' `AutoModelFor...` classes, in evaluation mode on the CPU, and which of
+    its weights are new.
 
     Args:
         may_lack: a regular expression for weights that a file may lack, such as those of a new head.
@@ -105,11 +106,11 @@ def load_pretrained(
         model, told = auto.from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    lacking = [key for key in told["missing_keys"] if not (may_lack and re.search(may_lack, key))]
+    new = sorted({*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])})
+    lacking = [key for key in new if not (may_lack and re.search(may_lack, key))]
     if lacking:
-        raise FileFormatError(f"{name}: lacks weights such as {min(lacking)!r}, which would be random")
-    loaded: nn.Module = model.eval()
-    return loaded
+        raise FileFormatError(f"{name}: lacks weights such as {lacking[0]!r}, which would be random")
+    return model.eval(), new
 
 
 @contextlib.contextmanager

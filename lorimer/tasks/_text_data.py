@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.utils.data import Dataset
 
 from lorimer.errors import DataError
 from lorimer.tasks._chat_tokens import Completion, Preference, Tokens, encode, encode_preference, show_tokens
+from lorimer.tasks._held_out import split
 from lorimer.tasks._sequences import Row, Rows, length_groups, pack, row_of
 from lorimer.tasks._text_kinds import as_examples
 from lorimer.tasks._text_rows import read_rows
-from lorimer.train.seeding import number_of
 
 if TYPE_CHECKING:
     from lorimer.train.recipe import Recipe
@@ -90,7 +89,7 @@ def read_texts(recipe: Recipe, tokenizer: Any, *, packing: bool) -> TextExamples
         held_out = list(other.examples)
         told += [f"held out: {line}" for line in other.told]
     elif data.validation.fraction is not None:
-        training, held_out = _split(training, data.validation.fraction, recipe.train.seed)
+        training, held_out = split(training, data.validation.fraction, recipe.train.seed)
     skipped: list[str] = []
     encoded = _encode(training, tokenizer, data, skipped)
     judged = _encode(held_out, tokenizer, data, skipped)
@@ -142,22 +141,6 @@ def read_choices(data: Any, tokenizer: Any) -> list[tuple[list[Row], int]]:
 def _read(data: Any, place: str) -> Any:
     rows = read_rows(place, split=data.split, subset=data.subset)
     return as_examples(rows, data.kind, data.columns, data.system)
-
-
-def _split(examples: list[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
-    count = max(1, round(len(examples) * fraction))
-    if count >= len(examples):
-        raise DataError(
-            f"data.validation.fraction: of {len(examples)} examples {count} would be held out, none left"
-        )
-    order = torch.randperm(
-        len(examples), generator=torch.Generator().manual_seed(number_of(seed, "held out"))
-    ).tolist()
-    chosen = set(order[:count])
-    return (
-        [each for place, each in enumerate(examples) if place not in chosen],
-        [each for place, each in enumerate(examples) if place in chosen],
-    )
 
 
 def _encode(examples: Sequence[Any], tokenizer: Any, data: Any, skipped: list[str]) -> list[Any]:

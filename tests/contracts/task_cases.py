@@ -83,6 +83,24 @@ def _chat(number: int) -> list[dict[str, str]]:
     ]
 
 
+def text_classification(folder: Path) -> Values:
+    table = folder / "reviews.csv"
+    rows = [f"{'good' if number % 2 else 'bad'} number {number},{number % 2}" for number in range(10)]
+    table.write_text("\n".join(["text,label", *rows]))
+    return {
+        "model": _tiny_encoder(),
+        "data": {"path": str(table), "validation": {"fraction": 0.4}},
+        "adapter": {"rank": 2},
+    }
+
+
+@cache
+def _tiny_encoder() -> str:
+    from tests.tiny_texts import save_tiny_encoder
+
+    return str(save_tiny_encoder(Path(mkdtemp())))
+
+
 @cache
 def _tiny_causal() -> str:
     from tests.tiny_texts import save_tiny_causal
@@ -102,4 +120,5 @@ CASES: dict[str, MakeValues] = {
     "text-to-image": text_to_image,
     "concept-slider": concept_slider,
     "text-generation": text_generation,
+    "text-classification": text_classification,
 }

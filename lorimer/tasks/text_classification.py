@@ -1,0 +1,280 @@
+"""Text classification: an encoder or a language model with a head learns to say what texts are.
+
+The head is always trained in full and saved with the adapter, and so is whatever else the base's files lack;
+what the labels are called stands in the adapter's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.utils.data import Dataset
+
+from lorimer.errors import DataError, RecipeError
+from lorimer.tasks._base import Section, Task
+from lorimer.tasks._classified_texts import Labels, Text, as_texts, find_labels
+from lorimer.tasks._confusion import draw_confusion
+from lorimer.tasks._held_out import split
+from lorimer.tasks._language_files import load_pretrained, load_tokenizer
+from lorimer.tasks._model_files import shown_name
+from lorimer.tasks._scores import confusion, of_multi, of_regression, of_single
+from lorimer.tasks._sequences import length_groups
+from lorimer.tasks._text_rows import read_rows
+from lorimer.tasks._text_sections import HeldOut
+
+if TYPE_CHECKING:
+    from lorimer.train.recipe import Recipe
+
+# What a file of a base model may lack: heads and poolers, which are then trained and saved.
+_MAY_LACK = r"(^|\.)(classifier|score|pre_classifier|pooler|pre_pooler|head|classification_head|summary)\b"
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """Tokenised texts: "input_ids", ... and "label"; in `groups` of like lengths, with the `weights` of their
+    classes where these are asked for."""
+
+    def __init__(
+        self, texts: Sequence[Text], tokenizer: Any, max_length: int, batch_size: int, counts: Sequence[float]
+    ) -> None:
+        pairs = [text.pair for text in texts]
+        second = pairs if texts and pairs[0] is not None else None
+        told = tokenizer([text.text for text in texts], second, truncation=True, max_length=max_length)
+        names = list(told)
+        self.rows = [
+            {**{name: told[name][place] for name in names}, "label": text.label, "weight": 1.0}
+            for place, text in enumerate(texts)
+        ]
+        self.lengths = [len(row["input_ids"]) for row in self.rows]
+        self.groups = length_groups(self.lengths, batch_size)
+        self.weights: tuple[float, ...] = ()
+        if counts:
+            for row in self.rows:
+                row["weight"] = counts[row["label"]]
+            self.weights = tuple(row["weight"] for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+class TextClassification(Task):
+    """Adapts an encoder or a language model of transformers, and trains its head."""
+
+    name = "text-classification"
+    description = "A text model learns labels, several labels or a number for texts"
+
+    class Data(Section):
+        """What it learns from."""
+
+        aliases: ClassVar[Mapping[str, str]] = {
+            "dataset": "path",
+            "text_column": "text",
+            "label_column": "label",
+        }
+
+        path: str
+        """A file (CSV, TSV, JSON, JSONL, Parquet, YAML), a folder of such or with a folder for each label, or
+        a name on the hub."""
+        split: str | None = None
+        """Which split of a dataset on the hub; null: `train`."""
+        subset: str | None = None
+        """Which configuration of a dataset on the hub."""
+        text: str = "text"
+        """The column of the texts."""
+        pair: str | None = None
+        """The column of second texts, where pairs are classified."""
+        label: str = "label"
+        """The column of the labels."""
+        kind: Literal["single", "multi", "regression"] | None = None
+        """One label a text, several, or a number; null finds it out: lists are several labels, numbers with
+        fractions a number."""
+        labels: tuple[str, ...] = ()
+        """The labels, in the order that the head has them; by default all that there are, sorted."""
+        max_length: PositiveInt = 256
+        """Tokens of the longest text; longer ones are cut."""
+        validation: HeldOut = HeldOut()
+        """Held-out texts."""
+
+    class Objective(Section):
+        """The loss."""
+
+        class_weights: Literal["none", "balanced"] = "none"
+        """`balanced`: rare labels count more, so that all count the same together."""
+        label_smoothing: NonNegativeFloat = Field(0.0, lt=1.0)
+        """The share of the target that is spread over all labels."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self._validation: Examples | None = None
+        self._told: list[str] = []
+        self._new: list[str] = []
+
+    def model(self) -> nn.Module:
+        from transformers import AutoModelForSequenceClassification
+
+        data, name = self.recipe.data, self.recipe.model
+        if not isinstance(name, str):
+            raise RecipeError("model: text-classification needs `minilm`, a folder or a hub name")
+        self._rows = read_rows(data.path, split=data.split, subset=data.subset)
+        self.labels = find_labels(self._rows, data.label, data.kind, data.labels)
+        if self.labels.kind != "single" and self.recipe.objective.class_weights != "none":
+            raise RecipeError(
+                "objective.class_weights: there are no classes to weigh unless each text has one"
+            )
+        names = self.labels.names or ("value",)
+        self.tokenizer = load_tokenizer(name)
+        model, self._new = load_pretrained(
+            AutoModelForSequenceClassification,
+            name,
+            self.recipe.train.weights_dtype(),
+            may_lack=_MAY_LACK,
+            id2label=dict(enumerate(names)),
+            label2id={each: place for place, each in enumerate(names)},
+            ignore_mismatched_sizes=True,
+        )
+        config: Any = model.config
+        config.pad_token_id = self.tokenizer.pad_token_id
+        return model
+
+    def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
+        """The head, and modules whose weights are new."""
+        base = getattr(model, "base_model_prefix", "")
+        heads = [
+            name
+            for name, child in model.named_children()
+            if name != base and any(True for _ in child.parameters())
+        ]
+        new = {key.rpartition(".")[0] for key in self._new}
+        return dict.fromkeys([*heads, *sorted(each for each in new if each.partition(".")[0] not in heads)])
+
+    def spared(self, model: nn.Module) -> Sequence[str]:
+        """What is trained in full."""
+        return [
+            name
+            for name, _ in model.named_modules()
+            if any(name == path or name.startswith(f"{path}.") for path in self.full(model))
+        ]
+
+    def data(self, model: nn.Module) -> Dataset[Any]:
+        data, batch_size = self.recipe.data, self.recipe.train.batch_size
+        texts, self._told = as_texts(self._rows, self.labels, data.text, data.pair, data.label)
+        held_out: list[Text] = []
+        if data.validation.path is not None:
+            rows = read_rows(data.validation.path, split=data.split, subset=data.subset)
+            held_out, told = as_texts(rows, self.labels, data.text, data.pair, data.label)
+            self._told += [f"held out: {line}" for line in told]
+        elif data.validation.fraction is not None:
+            texts, held_out = split(texts, data.validation.fraction, self.recipe.train.seed)
+            self._told.append(f"{len(texts):,} to learn from, {len(held_out):,} held out")
+        if held_out:
+            self._validation = Examples(held_out, self.tokenizer, data.max_length, batch_size, ())
+        examples = Examples(texts, self.tokenizer, data.max_length, batch_size, self._weights(texts))
+        cut = sum(length >= data.max_length for length in examples.lengths)
+        if cut:
+            self._told.append(f"{cut} texts reach data.max_length, {data.max_length} tokens, and may be cut")
+        return examples
+
+    def _weights(self, texts: Sequence[Text]) -> Sequence[float]:
+        """Of each label, where they are not the same: texts / (labels · texts of that label)."""
+        if self.recipe.objective.class_weights == "none":
+            return ()
+        counts = Counter(text.label for text in texts)
+        missing = [name for place, name in enumerate(self.labels.names) if not counts[place]]
+        if missing:
+            raise DataError(f"objective.class_weights: no text to learn from has the label {missing[0]!r}")
+        return [len(texts) / (len(counts) * counts[place]) for place in range(len(self.labels.names))]
+
+    def collate(self, examples: Sequence[Any]) -> Any:
+        texts = [
+            {key: value for key, value in example.items() if key not in ("label", "weight")}
+            for example in examples
+        ]
+        batch = dict(self.tokenizer.pad(texts, return_tensors="pt"))
+        labels = [example["label"] for example in examples]
+        batch["weight"] = torch.tensor([example["weight"] for example in examples])
+        if self.labels.kind == "multi":
+            target = torch.zeros(len(labels), len(self.labels.names))
+            for row, places in enumerate(labels):
+                target[row, list(places)] = 1.0
+            return {**batch, "label": target}
+        return {**batch, "label": torch.tensor(labels)}
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        losses = self._losses(self._logits(model, batch), batch["label"])
+        return (losses * batch["weight"]).sum() / batch["weight"].sum()
+
+    def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        told = {key: value for key, value in batch.items() if key not in ("label", "weight")}
+        logits: Tensor = model(**told).logits
+        return logits.float()
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N,) The loss of each text."""
+        smoothing = self.recipe.objective.label_smoothing
+        if self.labels.kind == "single":
+            return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        if self.labels.kind == "multi":
+            target = labels * (1.0 - smoothing) + 0.5 * smoothing
+            return binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+        return mse_loss(logits[:, 0], labels.float(), reduction="none")
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        if self._validation is None:
+            return {}
+        logits, labels = self._predicted(model)
+        loss = self._losses(logits, labels).mean().item()
+        if self.labels.kind == "single":
+            return {"validation_loss": loss, **of_single(logits, labels)}
+        if self.labels.kind == "multi":
+            return {"validation_loss": loss, **of_multi(logits, labels)}
+        return {"validation_loss": loss, **of_regression(logits[:, 0], labels)}
+
+    def _predicted(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits and labels of all held-out texts, on the CPU."""
+        found = [(self._logits(model, batch).cpu(), batch["label"].cpu()) for batch in self._batches(model)]
+        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+
+    def _batches(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """Held-out texts, shortest first, so that batches need little padding."""
+        assert self._validation is not None
+        device, size = next(model.parameters()).device, self.recipe.train.batch_size
+        lengths = self._validation.lengths
+        order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
+        for begin in range(0, len(order), size):
+            batch = self.collate([self._validation[place] for place in order[begin : begin + size]])
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
+        """The confusion matrix of the held-out texts, where each has one label."""
+        if self._validation is None or self.labels.kind != "single":
+            return []
+        logits, labels = self._predicted(model)
+        matrix = confusion(logits.argmax(1), labels, len(self.labels.names))
+        accuracy = matrix.diag().sum().item() / len(labels)
+        title = f"{self.recipe.name}, after {step} steps: {accuracy:.1%} of {len(labels):,} right"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"confusion-{step:06d}.png"
+        draw_confusion(matrix, self.labels.names, title).save(path)
+        return [path]
+
+    def describe(self, model: nn.Module, data: Dataset[Any]) -> list[str]:
+        return self._told
+
+    def metadata(self) -> dict[str, str]:
+        labels: Labels = self.labels
+        return {
+            "base_model": shown_name(str(self.recipe.model)),
+            "task": self.name,
+            "labels": json.dumps(labels.names, ensure_ascii=False),
+            "label_kind": labels.kind,
+        }
