@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 
 from lorimer.errors import DataError
-from lorimer.train.seeding import number_of
 
 Example = TypeVar("Example")
 
@@ -24,7 +23,7 @@ def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list
         raise DataError(
             f"data.validation.fraction: of {len(examples)} examples {count} would be held out, none left"
         )
-    generator = torch.Generator().manual_seed(number_of(seed, "held out"))
+    generator = torch.Generator().manual_seed(seed)
     chosen = set(torch.randperm(len(examples), generator=generator)[:count].tolist())
     return (
         [each for place, each in enumerate(examples) if place not in chosen],
