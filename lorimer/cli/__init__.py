@@ -14,6 +14,7 @@ import typer
 
 import lorimer
 from lorimer.cli.analyse import analyse
+from lorimer.cli.chat import chat
 from lorimer.cli.check import check
 from lorimer.cli.compose import compose
 from lorimer.cli.control import control
@@ -25,6 +26,7 @@ from lorimer.cli.grid import grid
 from lorimer.cli.inspect import inspect
 from lorimer.cli.merge import merge
 from lorimer.cli.plot import plot
+from lorimer.cli.predict import predict
 from lorimer.cli.resize import resize
 from lorimer.cli.sample import sample
 from lorimer.cli.train import train
@@ -40,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(demo, train, check, control, plot, sample, grid, merge, convert),
+    *(demo, train, check, control, plot, sample, grid, chat, predict, merge, convert),
     *(extract, resize, compose, analyse, inspect, doctor),
 ):
     app.command()(command)

@@ -21,9 +21,10 @@ from torch.utils.data import Dataset
 from lorimer.errors import DataError, RecipeError
 from lorimer.tasks._base import Section, Task
 from lorimer.tasks._classified_texts import Labels, Text, as_texts, find_labels
+from lorimer.tasks._classifier import load_with_head
 from lorimer.tasks._confusion import draw_confusion
 from lorimer.tasks._held_out import split
-from lorimer.tasks._language_files import load_pretrained, load_tokenizer
+from lorimer.tasks._language_files import load_tokenizer
 from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._scores import confusion, of_multi, of_regression, of_single
 from lorimer.tasks._sequences import length_groups
@@ -32,9 +33,6 @@ from lorimer.tasks._text_sections import HeldOut
 
 if TYPE_CHECKING:
     from lorimer.train.recipe import Recipe
-
-# What a file of a base model may lack: heads and poolers, which are then trained and saved.
-_MAY_LACK = r"(^|\.)(classifier|score|pre_classifier|pooler|pre_pooler|head|classification_head|summary)\b"
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -120,8 +118,6 @@ class TextClassification(Task):
         self._new: list[str] = []
 
     def model(self) -> nn.Module:
-        from transformers import AutoModelForSequenceClassification
-
         data, name = self.recipe.data, self.recipe.model
         if not isinstance(name, str):
             raise RecipeError("model: text-classification needs `minilm`, a folder or a hub name")
@@ -133,17 +129,8 @@ class TextClassification(Task):
             )
         names = self.labels.names or ("value",)
         self.tokenizer = load_tokenizer(name)
-        model, self._new = load_pretrained(
-            AutoModelForSequenceClassification,
-            name,
-            self.recipe.train.weights_dtype(),
-            may_lack=_MAY_LACK,
-            id2label=dict(enumerate(names)),
-            label2id={each: place for place, each in enumerate(names)},
-            ignore_mismatched_sizes=True,
-        )
-        config: Any = model.config
-        config.pad_token_id = self.tokenizer.pad_token_id
+        dtype = self.recipe.train.weights_dtype()
+        model, self._new = load_with_head(name, names, self.tokenizer, dtype)
         return model
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:

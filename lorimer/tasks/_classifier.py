@@ -1,0 +1,105 @@
+"""A trained classifier of texts, from its adapter's file: labels and head stand in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lorimer
+from lorimer.errors import FileFormatError
+from lorimer.tasks._language_files import load_pretrained, load_tokenizer
+
+# What a file of a base model may lack: heads and poolers, which are trained and saved with the adapter.
+MAY_LACK = r"(^|\.)(classifier|score|pre_classifier|pooler|pre_pooler|head|classification_head|summary)\b"
+
+
+def load_with_head(
+    name: str, labels: Sequence[str], tokenizer: Any, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, list[str]]:
+    """A base model with a head for these labels, and which of its weights are new.
+
+    Raises: as `load_pretrained`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model, new = load_pretrained(
+        AutoModelForSequenceClassification,
+        name,
+        dtype,
+        may_lack=MAY_LACK,
+        id2label=dict(enumerate(labels)),
+        label2id={each: place for place, each in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+    )
+    config: Any = model.config
+    config.pad_token_id = tokenizer.pad_token_id
+    return model, new
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A base model with a trained adapter and head.
+
+    Attributes:
+        kind: "single", "multi" or "regression".
+        labels: what its outputs are called; none for a number.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    kind: str
+    labels: tuple[str, ...]
+    max_length: int
+
+    @classmethod
+    def load(cls, adapter: Path, base: str, strength: float = 1.0, max_length: int = 256) -> Classifier:
+        """The classifier of an adapter's file, on the fastest device.
+
+        Raises:
+            FileFormatError: the file is of no classifier, or does not fit the base.
+        """
+        facts = lorimer.read(adapter).metadata
+        if "label_kind" not in facts:
+            raise FileFormatError(f"{adapter}: is not the adapter of a text classifier: it names no labels")
+        labels = tuple(json.loads(facts["labels"]))
+        tokenizer = load_tokenizer(base)
+        model, _ = load_with_head(base, labels or ("value",), tokenizer)
+        lorimer.load(model, adapter).strength = strength
+        model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+        return cls(model, tokenizer, facts["label_kind"], labels, max_length)
+
+    def predict(self, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
+        """Of each text `labels` (those that hold) and `probabilities` (label -> share), or a `value`."""
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        found: dict[int, dict[str, Any]] = {}
+        device = next(self.model.parameters()).device
+        for begin in range(0, len(order), batch_size):
+            places = order[begin : begin + batch_size]
+            batch = self.tokenizer(
+                [texts[place] for place in places],
+                truncation=True,
+                max_length=self.max_length,
+                padding=True,
+                return_tensors="pt",
+            ).to(device)
+            with torch.no_grad():
+                logits = self.model(**batch).logits.float().cpu()
+            found |= dict(zip(places, map(self._told, logits), strict=True))
+        return [found[place] for place in range(len(texts))]
+
+    def _told(self, logits: Tensor) -> dict[str, Any]:
+        if self.kind == "regression":
+            return {"value": logits.item()}
+        shares = logits.softmax(0) if self.kind == "single" else logits.sigmoid()
+        named = dict(zip(self.labels, shares.tolist(), strict=True))
+        several = [label for label, share in named.items() if share > 0.5]
+        return {
+            "labels": [self.labels[int(shares.argmax())]] if self.kind == "single" else several,
+            "probabilities": named,
+        }

@@ -1,0 +1,111 @@
+"""`lorimer chat` and `lorimer predict`, on runs of tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import lorimer
+from lorimer.cli import app
+from lorimer.errors import UsageError
+from lorimer.train.engine import train
+from lorimer.train.recipe import load_recipe
+from tests.tiny_texts import save_tiny_causal, save_tiny_encoder
+
+TRAIN = {"steps": 3, "batch_size": 2, "checkpoint_every": 0, "learning_rate": 0.1}
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("talker")
+    data = folder / "chats.jsonl"
+    turns = [{"role": "user", "content": "so?"}, {"role": "assistant", "content": "yes"}]
+    data.write_text("\n".join([json.dumps({"messages": turns})] * 4))
+    values = {"task": "text-generation", "model": str(save_tiny_causal(folder / "model"))}
+    return run_of(folder, values, data)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judge")
+    data = folder / "rows.csv"
+    data.write_text("text,label\n" + "".join(f"text {n},{'good' if n % 2 else 'bad'}\n" for n in range(6)))
+    values = {"task": "text-classification", "model": str(save_tiny_encoder(folder / "model"))}
+    return run_of(folder, values, data)
+
+
+def run_of(folder: Path, values: dict[str, Any], data: Path) -> Path:
+    more = {
+        "data": {"path": str(data)},
+        "adapter": {"rank": 2},
+        "train": TRAIN,
+        "output": str(folder / "run"),
+    }
+    return train(load_recipe({**values, **more}, [], {})).folder
+
+
+def call(*arguments: object, typed: str | None = None) -> str:
+    result = CliRunner().invoke(app, [str(each) for each in arguments], input=typed)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def answers(*arguments: object) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in call(*arguments, "--json").splitlines()]
+
+
+def test_an_answer_follows_seed_and_strength(talker: Path) -> None:
+    def said(*more: object) -> str:
+        return str(answers("chat", talker, "--prompt", "so?", "--max-tokens", 12, *more)[0]["answer"])
+
+    assert said() == said()
+    assert said("--temperature", 0, "--strength", 0) != said("--temperature", 0)
+    twice = said("--temperature", 0, "--strength", 0.25, "--adapter", f"{talker}=0.75")
+    assert twice == said("--temperature", 0)
+
+
+def test_a_conversation_in_the_terminal(talker: Path) -> None:
+    typed = "so?\n/strength 0\nso?\n/reset\n/nonsense\n/strength much\nso?\n/quit\n"
+    shown = call("chat", talker, "--temperature", 0, "--max-tokens", 4, typed=typed)
+    assert shown.count("> ") == 8 and shown.count("/reset forgets") == 3
+    call("chat", talker, typed="")  # the end of the input is an end
+
+
+def test_labels_of_texts_and_files(judge: Path, tmp_path: Path) -> None:
+    file = tmp_path / "more.csv"
+    file.write_text("text\na much longer text than the others\nb\n")
+    told = answers("predict", judge, "first", "--file", file)
+    assert [each["text"] for each in told] == ["first", "a much longer text than the others", "b"]
+    for each in told:
+        assert sum(each["probabilities"].values()) == pytest.approx(1.0)
+        assert each["labels"] == [max(each["probabilities"], key=each["probabilities"].get)]
+    alone = answers("predict", judge, "a much longer text than the others")
+    assert alone[0]["probabilities"] == pytest.approx(told[1]["probabilities"], abs=1e-5)
+    assert call("predict", judge, "b").endswith("%\tb\n")
+
+
+def test_the_adapters_file_alone_will_do_with_a_model(judge: Path) -> None:
+    file = judge / "adapter" / "adapter.safetensors"
+    model = judge.parent / "model"
+    assert answers("predict", file, "b", "--model", model) == answers("predict", judge, "b")
+
+
+def test_wrong_calls_say_what_would_be_right(judge: Path, talker: Path, tmp_path: Path) -> None:
+    file = judge / "adapter" / "adapter.safetensors"
+    for arguments, message in (
+        (("predict", file, "b"), "say which base model to load with --model; the file names 'model'"),
+        (("predict", judge), "say what to classify"),
+        (("predict", talker, "b"), "is a run of the task text-generation"),
+        (("predict", judge, "--file", __file__), "no known form of data"),
+        (("chat", judge), "is a run of the task text-classification"),
+        (("chat", talker, "--json"), "--json needs --prompt"),
+        (("chat", tmp_path / "nothing"), "there is no such run or file"),
+    ):
+        with pytest.raises((UsageError, lorimer.errors.LorimerError), match=message):
+            call(*arguments)
