@@ -17,6 +17,12 @@ def check(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to change, e.g. train.steps=800."),
     ] = None,
+    show_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--show-tokens", help="Of the first text, show its tokens, and between ⟦ ⟧ the learned."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what training would do; train nothing.
@@ -28,4 +34,7 @@ def check(
     from lorimer.train.recipe import load_recipe
 
     preflight = engine.check(load_recipe(recipe, overrides or []))
-    typer.echo(json.dumps(preflight.as_dict(), indent=2) if as_json else "\n".join(preflight.lines()))
+    lines = preflight.lines()
+    if show_tokens:
+        lines += ["", preflight.example or "this task has no texts to show"]
+    typer.echo(json.dumps(preflight.as_dict(), indent=2) if as_json else "\n".join(lines))

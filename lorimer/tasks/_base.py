@@ -119,6 +119,10 @@ class Task(ABC):
         """Lines for the preflight: what was read, how many, what was skipped and why."""
         return []
 
+    def example(self) -> str:
+        """The first example as the model sees it, for a person to check; empty where there is no text."""
+        return ""
+
     def metadata(self) -> dict[str, str]:
         """What the saved adapter should say of its making: "base_model", "trigger", "resolution", ..."""
         return {}

@@ -183,8 +183,8 @@ class TextGeneration(Task):
             lines.append("the head of this model is not a plain one: all logits of learned tokens are held")
         return lines
 
-    def show_tokens(self) -> str:
-        """The first example, each token marked as learned or not."""
+    def example(self) -> str:
+        """The tokens of the first text, those that are learned between ⟦ and ⟧."""
         assert self._examples is not None
         return self._examples.shown(self.tokenizer)
 

@@ -38,6 +38,7 @@ class Preflight:
         notes: how the base is kept; and the learning rates, where there are several.
         seconds: estimated for all steps, from a dry pass; evaluations and previews come on top.
         warnings: facts that a person may want to act upon.
+        example: the first example as the model sees it, where that is text.
     """
 
     adapter: Report
@@ -52,6 +53,7 @@ class Preflight:
     notes: tuple[str, ...]
     seconds: float
     warnings: tuple[str, ...]
+    example: str = ""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -98,6 +100,7 @@ def inspect(setup: Setup) -> Preflight:
         memory=memory,
         notes=(*setup.notes, *_rates(setup)),
         warnings=tuple(warnings),
+        example=setup.task.example(),
     )
 
 

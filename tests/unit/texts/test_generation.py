@@ -1,0 +1,108 @@
+"""Training language models: what recipes say is what is learned."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lorimer.cli import app
+from lorimer.errors import RecipeError
+from lorimer.train.engine import train
+from lorimer.train.recipe import Recipe, load_recipe
+from lorimer.train.setup import build
+from lorimer.train.step import micro_loss
+from tests.tiny_texts import save_tiny_causal
+
+TRAIN = {"steps": 12, "batch_size": 4, "checkpoint_every": 0, "evaluate_every": 12, "learning_rate": 0.03}
+PREFERENCES = [{"prompt": f"{n}?", "chosen": "yes " * (n % 3 + 1), "rejected": "no"} for n in range(12)]
+TEXTS = [{"prompt": f"{n} is ", "completion": "even" if n % 2 == 0 else "odd"} for n in range(12)]
+
+
+def values(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "task": "text-generation",
+        "model": str(save_tiny_causal(folder / "model")),
+        "data": {"path": str(path), "validation": {"fraction": 0.25}, "max_length": 64},
+        "adapter": {"rank": 4},
+        "train": TRAIN,
+        "output": str(folder / "run"),
+    }
+
+
+def recipe(folder: Path, rows: list[dict[str, Any]], *overrides: str) -> Recipe:
+    return load_recipe(values(folder, rows), overrides, {})
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo"])
+def test_preferences_are_learned(loss: str, tmp_path: Path) -> None:
+    setup = build(recipe(tmp_path, PREFERENCES, f"objective.loss={loss}"))
+    with torch.no_grad():
+        before = setup.task.evaluate(setup.model.eval())
+    if loss == "dpo":  # the adapter changes nothing yet, so model and reference agree
+        assert before["validation_loss"] == pytest.approx(math.log(2.0), abs=1e-5)
+    after = train(setup.recipe).metrics
+    assert after["validation_loss"] < before["validation_loss"] and after["preferred"] == 1.0
+
+
+def test_packed_and_padded_steps_are_the_same_step(tmp_path: Path) -> None:
+    """Over the same texts, and however a step is cut."""
+    losses = []
+    for overrides in (
+        ("data.packing=true",),
+        ("data.packing=false",),
+        ("data.packing=false", "train.batch_size=1"),
+    ):
+        setup = build(recipe(tmp_path, TEXTS, *overrides, "train.gradient_accumulation_steps=32"))
+        total = 0.0
+        for micro in setup.order.step(0):
+            batch = setup.task.collate([setup.data[place] for place in micro.examples])
+            total += micro_loss(setup, batch).item() * micro.share
+        losses.append(total)
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+def test_a_text_that_is_learned_becomes_likely(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, TEXTS)
+    setup = build(wanted)
+    before = setup.task.evaluate(setup.model.eval())["validation_loss"]
+    metrics = train(wanted).metrics
+    assert metrics["validation_loss"] < before - 0.05  # its head is random and stays so
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["validation_loss"]))
+
+
+def test_losses_that_do_not_go_with_the_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="dpo does not go with data read as prompt-completion"):
+        build(recipe(tmp_path, TEXTS, "objective.loss=dpo"))
+    with pytest.raises(RecipeError, match="cross-entropy does not go with data read as preference"):
+        build(recipe(tmp_path, PREFERENCES, "objective.loss=cross-entropy"))
+
+
+def test_checking_shows_what_is_learned(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(values(tmp_path, TEXTS)))
+    result = CliRunner().invoke(app, ["check", str(path), "--show-tokens"])
+    assert result.exit_code == 0, result.output
+    assert "read as prompt-completion, 12 prompts" in result.output
+    assert "is ⟦" in result.output.splitlines()[-1] and result.output.rstrip().endswith("|<|im_end|>⟧")
+
+
+def test_the_vocabulary_head_is_adapted_only_where_it_is_named(tmp_path: Path) -> None:
+    for targets, adapted in (("[all-linear]", False), ("[all-linear, lm_head]", True)):
+        folder = tmp_path / str(adapted)
+        folder.mkdir()
+        wanted = values(folder, TEXTS) | {
+            "model": str(save_tiny_causal(folder / "free", tie_word_embeddings=False))
+        }
+        setup = build(load_recipe(wanted, [f"adapter.targets={targets}"], {}))
+        assert ("lm_head" in setup.adapter.layers) == adapted
+        batch = setup.task.collate([setup.data[0]])
+        micro_loss(setup, batch).backward()
+        assert all(parameter.grad is not None for parameter in setup.parameters)
