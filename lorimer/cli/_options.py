@@ -22,7 +22,8 @@ BaseModel = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="The base model: embedded, a folder, or a hub name. By default what the run was trained on.",
+        help="The base model: a folder, a file, a hub name, or a name such as embedded, smollm2 or minilm. "
+        "By default what the run was trained on.",
     ),
 ]
 Rank = Annotated[int | None, typer.Option(metavar="NUMBER", help="Keep at most this rank in every layer.")]

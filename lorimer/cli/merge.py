@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorimer.cli._options import AdapterSource, AsJson, BaseModel, Precision
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorimer.ops.merge import MergeReport
+    from lorimer.ops.merge_files import FilesReport
 
 
 def merge(
@@ -26,14 +32,37 @@ def merge(
 
     A checkpoint file gives a checkpoint file, and a folder a folder in diffusers' layout, or, named so, a
     checkpoint file. Tensor by tensor, so models larger than memory will do; what the adapter leaves alone
-    stays as it was, to the bit. Any program that loads the base loads the result, with no adapter to apply.
+    stays as it was, to the bit. A language model or a classifier gives a folder in transformers' layout,
+    with its tokenizer and its head. Any program that loads the base loads the result, with no adapter to
+    apply.
     """
-    from lorimer.cli._stored import merging
+    from lorimer.cli._texts import is_text_adapter
     from lorimer.ops.convert import precision
 
-    merged = merging(source, model, strength, None if dtype is None else precision(dtype))
-    report = merged.write(output)
+    kind = None if dtype is None else precision(dtype)
+    write = _text_model if is_text_adapter(source) else _picture_model
+    base, report = write(source, model, output, strength, kind)
     place = "file" if output.is_file() else "folder"
-    facts = {place: str(output), "base_model": merged.files.source, "strength": strength}
+    facts = {place: str(output), "base_model": base, "strength": strength}
     told = {**facts, "merged": len(report.merged)}
     typer.echo(json.dumps(told) if as_json else f"wrote {output}\n{report}")
+
+
+def _picture_model(
+    source: Path, model: str | None, output: Path, strength: float, dtype: torch.dtype | None
+) -> tuple[str, FilesReport]:
+    from lorimer.cli._stored import merging
+
+    merged = merging(source, model, strength, dtype)
+    return merged.files.source, merged.write(output)
+
+
+def _text_model(
+    source: Path, model: str | None, output: Path, strength: float, dtype: torch.dtype | None
+) -> tuple[str, MergeReport]:
+    from lorimer.cli._runs import adapter_file
+    from lorimer.cli._texts import TASKS, base_of, run_recipe
+    from lorimer.tasks._merged_folder import write_merged_folder
+
+    base = base_of(source, run_recipe(source, *TASKS), model)
+    return base, write_merged_folder(adapter_file(source), base, output, strength, dtype)

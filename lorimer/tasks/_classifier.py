@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 import lorimer
+from lorimer.adapters._state import AdapterState
 from lorimer.errors import FileFormatError
 from lorimer.tasks._language_files import load_pretrained, load_tokenizer
 
@@ -20,7 +21,7 @@ MAY_LACK = r"(^|\.)(classifier|score|pre_classifier|pooler|pre_pooler|head|class
 
 
 def load_with_head(
-    name: str, labels: Sequence[str], tokenizer: Any, dtype: torch.dtype = torch.float32
+    name: str, labels: Sequence[str], tokenizer: Any, dtype: torch.dtype | Literal["auto"] = torch.float32
 ) -> tuple[nn.Module, list[str]]:
     """A base model with a head for these labels, and which of its weights are new.
 
@@ -42,6 +43,14 @@ def load_with_head(
     return model, new
 
 
+def _fill(model: nn.Module, new: Sequence[str], state: AdapterState) -> None:
+    """Weights that the base lacks are as trained at every strength, since there is no base to go back to."""
+    for name in state.full.keys() & set(new):
+        parameter, value = model.get_parameter(name), state.full[name].value
+        if parameter.shape == value.shape:
+            parameter.data.copy_(value)
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A base model with a trained adapter and head.
@@ -58,18 +67,27 @@ class Classifier:
     max_length: int
 
     @classmethod
-    def load(cls, adapter: Path, base: str, strength: float = 1.0, max_length: int = 256) -> Classifier:
-        """The classifier of an adapter's file, on the fastest device.
+    def load(
+        cls,
+        adapter: Path,
+        base: str,
+        strength: float = 1.0,
+        max_length: int = 256,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+    ) -> Classifier:
+        """The classifier of an adapter's file, on the fastest device; `dtype` as for `load_pretrained`.
 
         Raises:
             FileFormatError: the file is of no classifier, or does not fit the base.
         """
-        facts = lorimer.read(adapter).metadata
+        state = lorimer.read(adapter)
+        facts = state.metadata
         if "label_kind" not in facts:
             raise FileFormatError(f"{adapter}: is not the adapter of a text classifier: it names no labels")
         labels = tuple(json.loads(facts["labels"]))
         tokenizer = load_tokenizer(base)
-        model, _ = load_with_head(base, labels or ("value",), tokenizer)
+        model, new = load_with_head(base, labels or ("value",), tokenizer, dtype)
+        _fill(model, new, state)
         lorimer.load(model, adapter).strength = strength
         model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
         return cls(model, tokenizer, facts["label_kind"], labels, max_length)

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -77,7 +77,7 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def load_causal(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
+def load_causal(name: str, dtype: torch.dtype | Literal["auto"] = torch.float32) -> tuple[nn.Module, Any]:
     """A causal language model in evaluation mode on the CPU, and its tokenizer.
 
     Raises:
@@ -89,12 +89,17 @@ def load_causal(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Modul
 
 
 def load_pretrained(
-    auto: Any, name: str, dtype: torch.dtype = torch.float32, may_lack: str = "", **options: Any
+    auto: Any,
+    name: str,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    may_lack: str = "",
+    **options: Any,
 ) -> tuple[nn.Module, list[str]]:
     """A model by one of transformers' `AutoModelFor...` classes, in evaluation mode on the CPU, and which of
     its weights are new.
 
     Args:
+        dtype: of the weights; "auto" is that of the files.
         may_lack: a regular expression for weights that a file may lack, such as those of a new head.
         options: for `from_pretrained`.
 
@@ -114,8 +119,8 @@ def load_pretrained(
 
 
 @contextlib.contextmanager
-def _told(name: str, what: str) -> Iterator[None]:
-    """Errors of transformers as ours; its bars and its table of keys, which we check, kept to itself."""
+def quietly() -> Iterator[None]:
+    """transformers keeps its bars, and its table of keys, which we check, to itself."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -123,13 +128,21 @@ def _told(name: str, what: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        first = str(error).strip().splitlines()[:1]
-        raise FileFormatError(f"{name}: transformers cannot load its {what}: {' '.join(first)}") from error
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _told(name: str, what: str) -> Iterator[None]:
+    """Errors of transformers as ours."""
+    try:
+        with quietly():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        first = str(error).strip().splitlines()[:1]
+        raise FileFormatError(f"{name}: transformers cannot load its {what}: {' '.join(first)}") from error
 
 
 def _dequantised(file: Path) -> Path:

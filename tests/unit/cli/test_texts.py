@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import lorimer
 from lorimer.cli import app
 from lorimer.errors import UsageError
+from lorimer.tasks._merged_folder import _adapted
 from lorimer.train.engine import train
 from lorimer.train.recipe import load_recipe
 from tests.tiny_texts import save_tiny_causal, save_tiny_encoder
+from tests.tolerances import SAME_NETWORK_OUTPUT
 
 TRAIN = {"steps": 3, "batch_size": 2, "checkpoint_every": 0, "learning_rate": 0.1}
 
@@ -90,6 +93,14 @@ def test_labels_of_texts_and_files(judge: Path, tmp_path: Path) -> None:
     assert call("predict", judge, "b").endswith("%\tb\n")
 
 
+def test_strength_moves_from_the_base_with_the_trained_head(judge: Path) -> None:
+    def share(strength: float) -> float:
+        return float(answers("predict", judge, "text 1", "--strength", strength)[0]["probabilities"]["good"])
+
+    assert share(0.0) == share(0.0) and share(0.5) == share(0.5)
+    assert len({share(0.0), share(0.5), share(1.0)}) == 3
+
+
 def test_the_adapters_file_alone_will_do_with_a_model(judge: Path) -> None:
     file = judge / "adapter" / "adapter.safetensors"
     model = judge.parent / "model"
@@ -109,3 +120,30 @@ def test_wrong_calls_say_what_would_be_right(judge: Path, talker: Path, tmp_path
     ):
         with pytest.raises((UsageError, lorimer.errors.LorimerError), match=message):
             call(*arguments)
+
+
+def test_a_merged_folder_is_the_model_with_its_adapter(talker: Path, judge: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    for run, auto in ((talker, AutoModelForCausalLM), (judge, AutoModelForSequenceClassification)):
+        output = tmp_path / run.parent.name
+        told = json.loads(call("merge", run, "--output", output, "--json", "--strength", 0.5))
+        assert told["merged"] > 0 and told["folder"] == str(output)
+        merged = auto.from_pretrained(output).eval()
+        ids = AutoTokenizer.from_pretrained(output)("so good?", return_tensors="pt").input_ids
+        adapted, _ = _adapted(run / "adapter" / "adapter.safetensors", str(run.parent / "model"), 0.5)
+        wanted = adapted(input_ids=ids).logits
+        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=1e-5, rtol=SAME_NETWORK_OUTPUT)
+        plain = auto.from_pretrained(run.parent / "model").eval()(input_ids=ids).logits
+        assert plain.shape != wanted.shape or not torch.allclose(plain, wanted, atol=1e-3)
+        with pytest.raises(UsageError, match="exists already"):
+            call("merge", run, "--output", output)
+
+
+def test_a_merged_classifier_knows_its_labels(judge: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    call("merge", judge, "--output", tmp_path / "merged", "--dtype", "bfloat16")
+    told = pipeline("text-classification", str(tmp_path / "merged"), top_k=None)(["text 1"])[0]
+    ours = answers("predict", judge, "text 1")[0]["probabilities"]
+    assert {each["label"]: each["score"] for each in told} == pytest.approx(ours, abs=2e-2)
