@@ -68,19 +68,22 @@ def save_tiny_causal(folder: Path, **options: Any) -> Path:
     return folder
 
 
-def save_tiny_encoder(folder: Path) -> Path:
+def save_tiny_encoder(folder: Path, **options: Any) -> Path:
     """A BERT of two layers without a head, as encoders come, and a tokenizer; returns the folder."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(SPECIAL) + 256,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        pad_token_id=1,
+        **{
+            "vocab_size": len(SPECIAL) + 256,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 256,
+            "pad_token_id": 1,
+            **options,
+        }
     )
     BertModel(config).save_pretrained(folder)
     tiny_tokenizer(template=None).save_pretrained(folder)

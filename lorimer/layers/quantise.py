@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lorimer.errors import MissingDependencyError, UsageError, suggest
+from lorimer.layers.quantised import dequantised
 
 KEPT = ("8bit", "nf4")
 SMALLEST = 128
@@ -30,18 +31,27 @@ class Saving:
     Attributes:
         layers: how many layers are kept in fewer bits.
         before, after: bytes of the whole part's weights.
+        error: of the weights that are kept so: norm of the difference / norm.
     """
 
     layers: int
     before: int
     after: int
+    error: float
 
 
-def quantise_base(part: nn.Module, precision: str, device: torch.device, compute: torch.dtype) -> Saving:
+def quantise_base(
+    part: nn.Module,
+    precision: str,
+    device: torch.device,
+    compute: torch.dtype,
+    spared: Container[str] = (),
+) -> Saving:
     """Keep the large Linear layers of `part` in "8bit" or "nf4", one after the other, each on `device` then.
 
     Args:
         compute: the type in which nf4 layers multiply.
+        spared: paths of layers to leave alone.
 
     Raises:
         UsageError: no precision of that name, or no layer of the part is large enough.
@@ -52,17 +62,21 @@ def quantise_base(part: nn.Module, precision: str, device: torch.device, compute
             f"no way to keep weights is called {precision!r}.{suggest(precision, KEPT)} "
             f"Known: {', '.join(KEPT)}"
         )
-    before, paths = weight_bytes(part), _large(part)
+    before, paths = weight_bytes(part), [path for path in _large(part) if path not in spared]
     if not paths:
         raise UsageError(f"{precision} needs a plain Linear layer of {SMALLEST} inputs and outputs or more")
+    lost = kept = 0.0
     try:
         for path in paths:
+            weight = part.get_submodule(path).weight.detach().to(device)  # type: ignore[operator, union-attr]
             _quantise(part, path, precision, device, compute)
+            lost += float((dequantised(part.get_submodule(path)) - weight).float().square().sum())
+            kept += float(weight.float().square().sum())
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f'keeping weights in {precision} needs {error.name}: pip install "lorimer[quantised]"'
         ) from error
-    return Saving(len(paths), before, weight_bytes(part))
+    return Saving(len(paths), before, weight_bytes(part), (lost / kept) ** 0.5 if kept else 0.0)
 
 
 def weight_bytes(module: nn.Module, without: Container[int] = (), on: str | None = None) -> int:

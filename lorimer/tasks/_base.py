@@ -62,7 +62,8 @@ class Task(ABC):
         return ("all-linear",)
 
     def spared(self, model: nn.Module) -> Sequence[str]:
-        """Layers that no preset of targets means: they are adapted only where the recipe names them."""
+        """Layers that no preset of targets means, and that are never quantised: they are adapted only where
+        the recipe names them."""
         return ()
 
     @abstractmethod

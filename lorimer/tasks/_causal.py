@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lorimer.kernels.vocabulary_loss import token_losses, weighted_loss
 
 _PROBE = 12  # tokens of the texts by which a model's ways are found out
-_AGREES = 1e-3  # relative difference of logits that rounding explains, in any precision that weights have
 
 
 @dataclass(frozen=True)
@@ -111,4 +110,6 @@ def _logits(model: Any, states: Tensor, head: CausalHead) -> Tensor:
 
 
 def _agree(ours: Tensor, wanted: Tensor) -> bool:
-    return bool((ours - wanted).float().norm() <= _AGREES * wanted.float().norm())
+    """Whether rounding explains the difference; where texts see each other it is about a half of the norm."""
+    rounding = max(1e-3, 16 * torch.finfo(wanted.dtype).eps)
+    return bool((ours - wanted).float().norm() <= rounding * wanted.float().norm())

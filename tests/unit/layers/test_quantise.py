@@ -15,7 +15,7 @@ import lorimer
 from lorimer import LoRA
 from lorimer.errors import LorimerError, MissingDependencyError, RecipeError, UsageError
 from lorimer.layers.quantise import quantise_base, weight_bytes
-from lorimer.layers.quantised import is_quantised
+from lorimer.layers.quantised import dequantised, is_quantised
 from lorimer.train.base import fingerprint, require_base_unchanged
 from lorimer.train.engine import check, train
 from tests.tolerances import KEPT_IN_BITS, relative_difference
@@ -51,6 +51,15 @@ def test_it_is_smaller_and_close(precision: str) -> None:
     assert kept <= saved.after - (saved.before - weight) <= 1.1 * kept
     assert relative_difference(model(x), before) <= KEPT_IN_BITS[precision]
     assert not torch.equal(model(x), before)
+    exact = seeded()[2].weight
+    lost = (dequantised(model[2]) - exact).norm() / exact.norm()
+    assert saved.error == pytest.approx(lost.item(), rel=1e-4)
+
+
+def test_spared_layers_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 128))
+    assert quantise_base(model, "8bit", CPU, torch.float32, spared=("1",)).layers == 1
+    assert not is_quantised(model[1])
 
 
 @pytest.mark.parametrize("mixed", ["no", "bf16"])
