@@ -68,7 +68,7 @@ def quantise_base(
     lost = kept = 0.0
     try:
         for path in paths:
-            weight = part.get_submodule(path).weight.detach().to(device)  # type: ignore[operator, union-attr]
+            weight = part.get_submodule(path).weight.detach().to(device)  # type: ignore[operator]
             _quantise(part, path, precision, device, compute)
             lost += float((dequantised(part.get_submodule(path)) - weight).float().square().sum())
             kept += float(weight.float().square().sum())

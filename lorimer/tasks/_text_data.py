@@ -79,7 +79,7 @@ def read_texts(recipe: Recipe, tokenizer: Any, *, packing: bool) -> TextExamples
         DataError: nothing can be read, or nothing is left to learn from or to hold out.
     """
     data = recipe.data
-    found = _read(data, data.path)
+    found = _read(data, data.path, data.max_rows)
     training, held_out = list(found.examples), []
     told = list(found.told)
     if data.validation.path is not None:
@@ -138,8 +138,8 @@ def read_choices(data: Any, tokenizer: Any) -> list[tuple[list[Row], int]]:
     return questions
 
 
-def _read(data: Any, place: str) -> Any:
-    rows = read_rows(place, split=data.split, subset=data.subset)
+def _read(data: Any, place: str, limit: int | None = None) -> Any:
+    rows = read_rows(place, split=data.split, subset=data.subset, limit=limit)
     return as_examples(rows, data.kind, data.columns, data.system)
 
 

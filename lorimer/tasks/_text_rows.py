@@ -10,13 +10,14 @@ A row that cannot be read is skipped, and said; a file without one good row is a
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lorimer.errors import DataError, MissingDependencyError
 
@@ -34,11 +35,15 @@ class Rows:
     skipped: tuple[str, ...] = ()
 
 
-def read_rows(place: str, *, split: str | None = None, subset: str | None = None) -> Rows:
-    """All rows of a file, a folder or a dataset on the hub.
+def read_rows(
+    place: str, *, split: str | None = None, subset: str | None = None, limit: int | None = None
+) -> Rows:
+    """The rows of a file, a folder or a dataset on the hub.
 
     Args:
         split, subset: of a dataset on the hub; `train` and its only configuration by default.
+        limit: at most so many rows, the first. JSONL, tables and Parquet are read no further, and no more of
+            a dataset on the hub is fetched.
 
     Raises:
         DataError: there is nothing, or nothing that can be read; names the file, the line and the mend.
@@ -46,21 +51,21 @@ def read_rows(place: str, *, split: str | None = None, subset: str | None = None
     """
     path = Path(place).expanduser()
     if path.is_file():
-        return _of_file(path)
+        return _of_file(path, limit)
     if path.is_dir():
-        return _of_folder(path)
+        return _of_folder(path, limit)
     if path.suffix or place.startswith((".", "/", "~")) or place.count("/") > 1:
         raise DataError(f"data: there is no file or folder {place}")
-    return _of_hub(place, split or "train", subset)
+    return _of_hub(place, split or "train", subset, limit)
 
 
-def _of_file(path: Path) -> Rows:
+def _of_file(path: Path, limit: int | None) -> Rows:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(name for name in _READERS if name)
         raise DataError(f"{path}: no known form of data. Known endings: {known}")
     problems: list[str] = []
-    rows = [row for row in reader(path, problems) if row]
+    rows = list(itertools.islice(filter(None, reader(path, problems)), limit))
     if not rows:
         told = "; ".join(problems[:_SHOWN]) or "it is empty"
         raise DataError(f"{path}: holds no row that can be read: {told}")
@@ -70,12 +75,12 @@ def _of_file(path: Path) -> Rows:
     return Rows(rows, path.name, skipped)
 
 
-def _of_folder(folder: Path) -> Rows:
+def _of_folder(folder: Path, limit: int | None) -> Rows:
     labels = sorted(each for each in folder.iterdir() if each.is_dir() and any(each.glob("*.txt")))
     if labels:
         files = [(label.name, file) for label in labels for file in sorted(label.glob("*.txt"))]
-        rows = [{"text": _read_text(file), "label": label} for label, file in files]
-        return Rows([row for row in rows if row["text"].strip()], folder.name)
+        every = ({"text": _read_text(file), "label": label} for label, file in files)
+        return Rows(list(itertools.islice((row for row in every if row["text"].strip()), limit)), folder.name)
     files_here = sorted(
         each
         for each in folder.rglob("*")
@@ -85,7 +90,11 @@ def _of_folder(folder: Path) -> Rows:
         raise DataError(
             f"{folder}: holds no data: neither {', '.join(filter(None, _READERS))} nor folders of .txt"
         )
-    found = [_of_file(file) for file in files_here]
+    found: list[Rows] = []
+    for file in files_here:
+        left = None if limit is None else limit - sum(len(each.rows) for each in found)
+        if left != 0:
+            found.append(_of_file(file, left))
     return Rows(
         [row for each in found for row in each.rows],
         folder.name,
@@ -93,7 +102,7 @@ def _of_folder(folder: Path) -> Rows:
     )
 
 
-def _of_hub(name: str, split: str, subset: str | None) -> Rows:
+def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Rows:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -101,16 +110,20 @@ def _of_hub(name: str, split: str, subset: str | None) -> Rows:
             f'data: {name}: datasets of the hub need the package datasets: pip install "lorimer[text]"'
         ) from error
     try:
-        found = load_dataset(name, subset, split=split)
+        if limit is None:
+            return Rows(load_dataset(name, subset, split=split), name)
+        return Rows(list(load_dataset(name, subset, split=split, streaming=True).take(limit)), name)
     except (OSError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise DataError(f"data: there is no file or folder {name}, and the hub gives: {first}") from error
-    return Rows(found, name)
 
 
-def _read_text(path: Path) -> str:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The text of a file, its ends of lines as they are."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: is not UTF-8 text (byte {error.start}); convert it, for instance with iconv"
@@ -119,19 +132,25 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def _read_text(path: Path) -> str:
+    with _opened(path) as file:
+        return file.read().replace("\r\n", "\n")
+
+
 def _jsonl(path: Path, problems: list[str]) -> Iterator[Row]:
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number} is no JSON ({error.msg})")
-            continue
-        if isinstance(value, dict):
-            yield value
-        else:
-            problems.append(f"line {number} is no mapping")
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                problems.append(f"line {number} is no JSON ({error.msg})")
+                continue
+            if isinstance(value, dict):
+                yield value
+            else:
+                problems.append(f"line {number} is no mapping")
 
 
 def _json(path: Path, problems: list[str]) -> Iterator[Row]:
@@ -178,19 +197,19 @@ def _listed(value: Any, path: Path, problems: list[str]) -> Iterator[Row]:
 def _table(separator: str) -> Callable[[Path, list[str]], Iterator[Row]]:
     def read(path: Path, problems: list[str]) -> Iterator[Row]:
         csv.field_size_limit(2**27)
-        text = io.StringIO(_read_text(path), newline="")
-        if separator == ",":
-            lines = csv.reader(text)
-        else:  # a tab ends a field, always
-            lines = csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
-        names = [name.strip() for name in next(lines, [])]
-        if len(set(names)) < len(names) or not all(names):
-            raise DataError(f"{path}: the first line must name the columns, each once: {names[:8]}")
-        for row in lines:
-            if len(row) == len(names):
-                yield dict(zip(names, row, strict=True))
-            elif row:
-                problems.append(f"line {lines.line_num} has {len(row)} fields and not {len(names)}")
+        with _opened(path) as text:
+            if separator == ",":
+                lines = csv.reader(text)
+            else:  # a tab ends a field, always
+                lines = csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
+            names = [name.strip() for name in next(lines, [])]
+            if len(set(names)) < len(names) or not all(names):
+                raise DataError(f"{path}: the first line must name the columns, each once: {names[:8]}")
+            for row in lines:
+                if len(row) == len(names):
+                    yield dict(zip(names, row, strict=True))
+                elif row:
+                    problems.append(f"line {lines.line_num} has {len(row)} fields and not {len(names)}")
 
     return read
 
@@ -202,14 +221,15 @@ def _parquet(path: Path, problems: list[str]) -> Iterator[Row]:
     except ImportError as error:
         raise MissingDependencyError(f'{path} needs pyarrow: pip install "lorimer[text]"') from error
     try:
-        rows: Iterable[Row] = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: is no Parquet file: {error}") from error
-    yield from rows
 
 
 def _plain(path: Path, problems: list[str]) -> Iterator[Row]:
-    text = _read_text(path).replace("\r\n", "\n")
+    text = _read_text(path)
     pieces = text.split("\n%\n") if "\n%\n" in text else [text]
     for piece in pieces:
         if piece.strip().strip("%").strip():

@@ -28,6 +28,7 @@ class TextData(Section):
         "dataset": "path",
         "cutoff_len": "max_length",
         "sample_packing": "packing",
+        "max_samples": "max_rows",
     }
 
     path: str
@@ -36,6 +37,9 @@ class TextData(Section):
     """Which split of a dataset on the hub; null: `train`."""
     subset: str | None = None
     """Which configuration of a dataset on the hub."""
+    max_rows: PositiveInt | None = None
+    """Read no more rows than these, the first. JSONL, tables and Parquet are read no further; a dataset on
+    the hub is streamed, and no more of it fetched."""
     kind: Kind | None = None
     """How rows are read; null finds it out and says it."""
     columns: dict[str, str] = Field({})

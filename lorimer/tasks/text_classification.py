@@ -78,6 +78,7 @@ class TextClassification(Task):
             "dataset": "path",
             "text_column": "text",
             "label_column": "label",
+            "max_samples": "max_rows",
         }
 
         path: str
@@ -87,6 +88,9 @@ class TextClassification(Task):
         """Which split of a dataset on the hub; null: `train`."""
         subset: str | None = None
         """Which configuration of a dataset on the hub."""
+        max_rows: PositiveInt | None = None
+        """Read no more rows than these, the first. JSONL, tables and Parquet are read no further; a dataset
+        on the hub is streamed, and no more of it fetched."""
         text: str = "text"
         """The column of the texts."""
         pair: str | None = None
@@ -121,7 +125,7 @@ class TextClassification(Task):
         data, name = self.recipe.data, self.recipe.model
         if not isinstance(name, str):
             raise RecipeError("model: text-classification needs `minilm`, a folder or a hub name")
-        self._rows = read_rows(data.path, split=data.split, subset=data.subset)
+        self._rows = read_rows(data.path, split=data.split, subset=data.subset, limit=data.max_rows)
         self.labels = find_labels(self._rows, data.label, data.kind, data.labels)
         if self.labels.kind != "single" and self.recipe.objective.class_weights != "none":
             raise RecipeError(

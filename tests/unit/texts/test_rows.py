@@ -38,6 +38,31 @@ def test_every_form_gives_the_same_rows(form: str, tmp_path: Path) -> None:
     assert found.source == f"data.{form}" and not found.skipped
 
 
+@pytest.mark.parametrize("form", ["jsonl", "json", "yaml", "csv", "parquet"])
+def test_the_first_rows_alone(form: str, tmp_path: Path) -> None:
+    assert [dict(row) for row in read_rows(str(write(form, tmp_path)), limit=1).rows] == ROWS[:1]
+
+
+def test_what_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.csv"
+    first.write_bytes(b'{"text": "a"}\n{"text": "b"}\n' + b"\n" * 100_000 + b"\xff")
+    second.write_text("no,no\n")
+    assert [row["text"] for row in read_rows(str(tmp_path), limit=2).rows] == ["a", "b"]
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_rows(str(tmp_path))
+
+
+def test_a_dataset_is_streamed_where_rows_are_limited(tmp_path: Path) -> None:
+    _ = pytest.importorskip("datasets")
+    from lorimer.tasks._text_rows import _of_hub
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    limited, every = _of_hub(str(folder), "train", None, 1), _of_hub(str(folder), "train", None, None)
+    assert [row["text"] for row in limited.rows] == ["a"] and len(every.rows) == 2
+
+
 def test_tabs_end_fields_whatever_quotes_there_are(tmp_path: Path) -> None:
     path = tmp_path / "x.tsv"
     path.write_text('id\ttext\n1\t"so he said\n2\tyes\n')
