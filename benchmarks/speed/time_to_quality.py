@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.speed import _measure as measure
 
 PEFT, LORIMER = "PEFT + Trainer", "lorimer"
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 NARROW = {"trainer": {"bf16": True}}
 
 
