@@ -69,3 +69,7 @@ KEPT_IN_BITS = {"8bit": 0.02, "nf4": 0.2}
 # A small network in bfloat16 against itself in float32, relative to its largest entry: some twenty layers of
 # roundings of 4e-3 each; lost weights or a wrong time differ by 0.5 and more.
 BF16_NETWORK = 0.1
+
+# Logits of llama.cpp beside ours: it keeps keys and values in float16, which moves logits of a size of 1 by
+# some 5e-4; rows in a wrong order move them by tenths.
+SAME_IN_LLAMA_CPP = 2e-3

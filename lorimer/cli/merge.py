@@ -60,9 +60,9 @@ def _picture_model(
 def _text_model(
     source: Path, model: str | None, output: Path, strength: float, dtype: torch.dtype | None
 ) -> tuple[str, MergeReport]:
+    from lorimer.cli._merged_folder import write_merged_folder
     from lorimer.cli._runs import adapter_file
     from lorimer.cli._texts import TASKS, base_of, run_recipe
-    from lorimer.tasks._merged_folder import write_merged_folder
 
     base = base_of(source, run_recipe(source, *TASKS), model)
     return base, write_merged_folder(adapter_file(source), base, output, strength, dtype)

@@ -16,6 +16,7 @@ class Format(ABC):
     name: ClassVar[str]
     description: ClassVar[str]  # one line for `lorimer convert --help`
     folder: ClassVar[bool] = False  # writes a folder rather than a file
+    suffix: ClassVar[str] = ".safetensors"  # of the files that it writes
     dialect: ClassVar[str | None] = None  # whose names and shapes it keeps; None: each method's own, exactly
 
     @staticmethod

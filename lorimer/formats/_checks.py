@@ -36,10 +36,10 @@ def read_adapter_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]
     return read_safetensors(path, max_bytes=MAX_BYTES)
 
 
-def require_suffix(path: Path) -> None:
+def require_suffix(path: Path, suffix: str = ".safetensors") -> None:
     """Raise `FileFormatError` unless a single file is called so that programs recognise it."""
-    if path.suffix != ".safetensors":
-        raise FileFormatError(f"{path}: must end in .safetensors, which is what programs look for")
+    if path.suffix != suffix:
+        raise FileFormatError(f"{path}: must end in {suffix}, which is what programs look for")
 
 
 def shown(keys: Iterable[str]) -> str:

@@ -44,12 +44,14 @@ class TextGeneration(Task):
         super().__init__(recipe)
         self._head = CausalHead()
         self._examples: TextExamples | None = None
+        self._shape: dict[str, str] = {}
 
     def model(self) -> nn.Module:
         if not isinstance(self.recipe.model, str):
             raise RecipeError("model: text-generation needs `smollm2`, a folder, a .gguf file or a hub name")
         model, self.tokenizer = load_causal(self.recipe.model, self.recipe.train.weights_dtype())
         self._head = head_of(model)
+        self._shape = _shape_of(model)
         if self.recipe.data.packing and not self._head.packs:
             raise RecipeError(
                 f"data.packing: {type(model).__name__} looks across packed texts; set it to false"
@@ -189,4 +191,14 @@ class TextGeneration(Task):
         return self._examples.shown(self.tokenizer)
 
     def metadata(self) -> dict[str, str]:
-        return {"base_model": shown_name(str(self.recipe.model)), "task": self.name}
+        return {"base_model": shown_name(str(self.recipe.model)), "task": self.name, **self._shape}
+
+
+def _shape_of(model: Any) -> dict[str, str]:
+    """What files for other programs say of the model that they are for."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        return {}
+    few = getattr(config, "num_key_value_heads", None) or heads
+    return {"architecture": config.model_type, "attention_heads": str(heads), "key_value_heads": str(few)}

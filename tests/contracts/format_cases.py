@@ -84,7 +84,28 @@ def headed_model() -> nn.Module:
     )
 
 
-MODELS = {"plain": plain_model, "picture": picture_model, "grouped": grouped_model, "headed": headed_model}
+def language_model() -> nn.Module:
+    """The projections of a small Llama, two heads of keys and values for four of queries."""
+    block = {
+        "self_attn.q_proj": nn.Linear(8, 16),
+        "self_attn.k_proj": nn.Linear(8, 8),
+        "self_attn.v_proj": nn.Linear(8, 8),
+        "self_attn.o_proj": nn.Linear(16, 8),
+        "mlp.gate_proj": nn.Linear(8, 12),
+        "mlp.up_proj": nn.Linear(8, 12),
+        "mlp.down_proj": nn.Linear(12, 8),
+    }
+    layers = {f"model.layers.{number}.{name}": layer for number in (0, 11) for name, layer in block.items()}
+    return tree({**layers, "lm_head": nn.Linear(8, 20)})
+
+
+MODELS = {
+    "plain": plain_model,
+    "picture": picture_model,
+    "grouped": grouped_model,
+    "headed": headed_model,
+    "language": language_model,
+}
 FULL = {"headed": ["score", "norm"]}  # what is trained in full
 
 
@@ -106,10 +127,11 @@ def adapter_state(label: str, model: str, dtype: torch.dtype = torch.float32) ->
         for parameter in attached.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     state = attached.state()
-    state.metadata.update(FACTS)
+    state.metadata.update({**FACTS, **(BASE_FACTS if model == "language" else {})})
     return state
 
 
+BASE_FACTS = {"architecture": "llama", "attention_heads": "4", "key_value_heads": "2"}
 FACTS: dict[str, str] = {
     "base_model": "org/some-model",
     "title": "Ink «Tusche» 水墨",

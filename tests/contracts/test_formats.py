@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import torch
 import lorimer
 from lorimer import AdapterState, registry
 from lorimer.errors import FileFormatError, LorimerError
-from lorimer.formats import safe_io
 from lorimer.formats._base import Format
 from lorimer.formats.safe_io import writing
 from lorimer.ops.convert import convert
+from tests.contracts import weight_files
 from tests.contracts.format_cases import MODELS, adapter_state, tensors_of
 from tests.contracts.method_cases import METHODS
 
@@ -28,7 +27,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 def write(format: type[Format], state: AdapterState, folder: Path) -> Path | None:
     """Where the state was written, or None where the format says that it cannot hold it."""
-    path = folder / ("adapter" if format.folder else "adapter.safetensors")
+    path = folder / ("adapter" if format.folder else f"adapter{format.suffix}")
     try:
         format.write(state, path)
     except FileFormatError as error:
@@ -37,11 +36,6 @@ def write(format: type[Format], state: AdapterState, folder: Path) -> Path | Non
         assert not path.exists()
         return None
     return path
-
-
-def weights_of(path: Path) -> Path:
-    """A weight file of what was written."""
-    return path if path.is_file() else sorted(path.rglob("*.safetensors"))[0]
 
 
 def assert_same(wanted: AdapterState, found: AdapterState, format: type[Format] | None = None) -> None:
@@ -92,10 +86,9 @@ def check_order_of_keys(format: type[Format], state: AdapterState, folder: Path)
     path = write(format, state, folder)
     if path is None:
         return
-    weights = weights_of(path)
-    tensors, metadata = safe_io.read_safetensors(weights)
-    # Names sort as the writer sorts them; renaming is not possible, so the bytes are laid out by hand.
-    weights.write_bytes(_reversed_file(tensors, metadata))
+    weights = weight_files.weights_of(path)
+    tensors, said = weight_files.read(weights)
+    weight_files.write_reversed(tensors, weights, said)
     assert_same(state, _in_order_of(lorimer.read(path), state), format)
 
 
@@ -104,24 +97,22 @@ def check_every_key_counts(format: type[Format], state: AdapterState, folder: Pa
     path = write(format, state, folder)
     if path is None:
         return
-    weights = weights_of(path)
-    tensors, metadata = safe_io.read_safetensors(weights)
-    safe_io.write_safetensors({**tensors, "stranger.weight": torch.zeros(2)}, weights, metadata)
+    weights = weight_files.weights_of(path)
+    tensors, said = weight_files.read(weights)
+    weight_files.write({**tensors, "stranger.weight": torch.zeros(2)}, weights, said)
     with pytest.raises(FileFormatError, match=r"stranger\.weight"):
         format.read(path)
     crowd = {f"stranger_{number:02}.weight": torch.zeros(1) for number in range(30)}
-    safe_io.write_safetensors({**tensors, **crowd}, weights, metadata)
+    weight_files.write({**tensors, **crowd}, weights, said)
     with pytest.raises(FileFormatError, match="and 10 more") as caught:
         format.read(path)
     assert "stranger_29" not in str(caught.value)
     for key in tensors:
         if not key.endswith(".alpha"):  # a missing alpha has a meaning
-            safe_io.write_safetensors(
-                {name: t for name, t in tensors.items() if name != key}, weights, metadata
-            )
+            weight_files.write({name: t for name, t in tensors.items() if name != key}, weights, said)
             with pytest.raises(FileFormatError):
                 format.read(path)
-    safe_io.write_safetensors({}, weights, metadata)
+    weight_files.write({}, weights, said)
     with pytest.raises(FileFormatError):
         format.read(path)
 
@@ -131,7 +122,7 @@ def check_cut_file(format: type[Format], state: AdapterState, folder: Path) -> N
     path = write(format, state, folder)
     if path is None:
         return
-    weights = weights_of(path)
+    weights = weight_files.weights_of(path)
     whole = weights.read_bytes()
     for length in [0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1]:
         weights.write_bytes(whole[:length])
@@ -145,15 +136,15 @@ def check_no_poison(format: type[Format], state: AdapterState, folder: Path) -> 
     path = write(format, state, folder)
     if path is None:
         return
-    weights = weights_of(path)
+    weights = weight_files.weights_of(path)
     whole = weights.read_bytes()
-    tensors, _ = safe_io.read_safetensors(weights)
+    tensors, _ = weight_files.read(weights)
     key = next(key for key in tensors if not key.endswith(".alpha"))
     layer = next(iter(state.layers.values()))
     for poison in (float("nan"), float("inf"), float("-inf")):
         bad = {key: tensors[key].clone()}
         bad[key].view(-1)[-1] = poison
-        weights.write_bytes(_poisoned(whole, tensors, key, bad[key]))
+        weights.write_bytes(weight_files.exchanged(whole, tensors[key], bad[key]))
         with pytest.raises(FileFormatError, match="NaN or infinity"):
             format.read(path)
         name, good = next(iter(layer.tensors.items()))
@@ -201,33 +192,6 @@ def _disk_full(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def _reversed_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file with its tensors in the opposite order, aligned or not."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    body = b""
-    names = {dtype: name for name, dtype in safe_io.DTYPES.items()}
-    for name, tensor in reversed(tensors.items()):
-        data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-        header[name] = {
-            "dtype": names[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [len(body), len(body) + len(data)],
-        }
-        body += data
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + body
-
-
-def _poisoned(whole: bytes, tensors: dict[str, torch.Tensor], key: str, bad: torch.Tensor) -> bytes:
-    """The file with one tensor's bytes exchanged."""
-    start = 8 + int.from_bytes(whole[:8], "little")
-    place = start + sum(
-        tensor.nbytes for tensor in itertools.takewhile(lambda t: t is not tensors[key], tensors.values())
-    )
-    data = bad.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return whole[:place] + data + whole[place + len(data) :]
-
-
 def _in_order_of(state: AdapterState, like: AdapterState) -> AdapterState:
     state.layers = {path: state.layers[path] for path in like.layers}
     state.full = {name: state.full[name] for name in like.full}
@@ -256,14 +220,14 @@ def test_round_trip(format: str, method: str, model: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("model", ["plain", "picture", "headed"])
+@pytest.mark.parametrize("model", ["plain", "picture", "headed", "language"])
 @pytest.mark.parametrize("method", OF_EACH_SHAPE)
 @pytest.mark.parametrize("format", FORMATS)
 def test_contract(format: str, method: str, model: str, check: Any, tmp_path: Path) -> None:
     check(registry.get("format", format), adapter_state(method, model), tmp_path)
 
 
-@pytest.mark.parametrize("model", ["plain", "picture", "headed"])
+@pytest.mark.parametrize("model", ["plain", "picture", "headed", "language"])
 @pytest.mark.parametrize("method", ["lora"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_failed_write(
@@ -286,7 +250,8 @@ def test_every_format_holds_something(format: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(FORMATS, 2)))
 def test_conversion_to_the_bit(first: str, second: str, method: str, tmp_path: Path) -> None:
     """There and back again through every pair of formats (diffusers#14088)."""
-    state = adapter_state(method, "picture", torch.bfloat16)
+    model = "language" if "gguf" in (first, second) else "picture"
+    state = adapter_state(method, model, torch.bfloat16)
     for each in (first, second):  # a dialect may know the same update by other tensors
         plugin = registry.get("format", each)
         try:
@@ -297,10 +262,10 @@ def test_conversion_to_the_bit(first: str, second: str, method: str, tmp_path: P
     if path is None:
         return
     try:
-        there = convert(path, tmp_path / "there.safetensors", to=second)
+        there = convert(path, tmp_path / f"there{registry.get('format', second).suffix}", to=second)
     except FileFormatError:
         return  # that it says so properly is test_round_trip's business
-    back = convert(there, tmp_path / "back.safetensors", to=first)
+    back = convert(there, tmp_path / f"back{registry.get('format', first).suffix}", to=first)
     found = lorimer.read(back)
     assert_same(state, _in_order_of(found, state))
     assert found.metadata == state.metadata

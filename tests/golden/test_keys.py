@@ -16,19 +16,25 @@ from lorimer.formats import safe_io
 from tests.contracts.format_cases import adapter_state
 
 FOLDER = Path(__file__).parent
-CASES = {"lorimer": "grouped", "peft": "picture", "diffusers": "picture", "kohya": "picture"}
+CASES = {
+    "lorimer": "grouped",
+    "peft": "picture",
+    "diffusers": "picture",
+    "kohya": "picture",
+    "gguf": "language",
+}
 
 
 def listing(format: str, folder: Path) -> str:
     """Every file that the format writes, with keys, types, shapes and header entries."""
     plugin = registry.get("format", format)
-    target = folder / ("adapter" if plugin.folder else "adapter.safetensors")
+    target = folder / ("adapter" if plugin.folder else f"adapter{plugin.suffix}")
     plugin.write(adapter_state("lora", CASES[format]), target)
     lines = []
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             lines.append(f"== {file.relative_to(folder).as_posix()}")
-            lines += _safetensors(file) if file.suffix == ".safetensors" else file.read_text().splitlines()
+            lines += _LISTED.get(file.suffix, _text)(file)
     return "\n".join(lines) + "\n"
 
 
@@ -43,6 +49,22 @@ def _safetensors(file: Path) -> list[str]:
         for key, value in sorted(header.metadata.items())
     ]
     return [*tensors, *entries]
+
+
+def _gguf(file: Path) -> list[str]:
+    found = safe_io.read_gguf(file, max_bytes=2**20)
+    tensors = [
+        f"{name}  {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        for name, tensor in sorted(found.tensors.items())
+    ]
+    return [*tensors, *(f"# {key} = {_unfolded(str(value))}" for key, value in sorted(found.values.items()))]
+
+
+def _text(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+_LISTED = {".safetensors": _safetensors, ".gguf": _gguf}
 
 
 def _unfolded(value: str) -> str:

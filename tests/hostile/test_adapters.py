@@ -117,7 +117,7 @@ def test_no_format_writes_outside_its_folder(tmp_path: Path) -> None:
         plugin = registry.get("format", name)
         folder = tmp_path / name
         with pytest.raises(FileFormatError, match="plain names"):
-            plugin.write(state, folder / "adapter.safetensors")
+            plugin.write(state, folder / f"adapter{plugin.suffix}")
         assert not (folder / "escaped").exists()
         assert not list(tmp_path.rglob("escaped*"))
 

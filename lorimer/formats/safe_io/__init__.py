@@ -9,6 +9,7 @@ Layout of a safetensors file (https://huggingface.co/docs/safetensors):
 """
 
 from lorimer.formats.safe_io.dtypes import DTYPES
+from lorimer.formats.safe_io.gguf import GgufFile, read_gguf, read_gguf_values
 from lorimer.formats.safe_io.reading import (
     PICKLE_SUFFIXES,
     Header,
@@ -36,6 +37,7 @@ from lorimer.formats.safe_io.writing import (
 __all__ = [
     "DTYPES",
     "PICKLE_SUFFIXES",
+    "GgufFile",
     "Header",
     "TensorInfo",
     "WeightFile",
@@ -44,6 +46,8 @@ __all__ = [
     "parse_json",
     "pieces_of",
     "publish_folder",
+    "read_gguf",
+    "read_gguf_values",
     "read_json",
     "read_safetensors",
     "read_safetensors_header",

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import lorimer
 from lorimer.cli import app
+from lorimer.cli._merged_folder import _adapted
 from lorimer.errors import UsageError
-from lorimer.tasks._merged_folder import _adapted
 from lorimer.train.engine import train
 from lorimer.train.recipe import load_recipe
 from tests.tiny_texts import save_tiny_causal, save_tiny_encoder

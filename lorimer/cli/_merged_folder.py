@@ -1,4 +1,5 @@
-"""A language model or a classifier with its adapter folded in, as a folder in transformers' layout."""
+"""A language model or a classifier with its adapter folded in, as a folder in transformers' layout.
+Commands import this file when they run, since it imports torch."""
 
 from __future__ import annotations
 
