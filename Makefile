@@ -1,7 +1,7 @@
 # Two commands for a fresh clone on a machine with Python 3.11 and pip:
 #
 #   make demo    set up, teach the embedded model a new style, and say where the picture is
-#   make test    set up, run every test on two processes, hold coverage
+#   make test    set up, run the tests on two processes, hold coverage
 #
 # The environment in .venv is made once and used again until pyproject.toml or constraints.txt change.
 # After set-up nothing needs a network. Another interpreter: make demo PYTHON=/path/to/python3.11
@@ -16,10 +16,11 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test test-all check clean
 
 help:
 	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+	@echo "  make test-all  the tests, and the long ones on real weights"
 	@echo "  make check   linter, formatter, types, and documentation against the code"
 	@echo "  make clean   delete the environment and everything the other targets made"
 
@@ -46,7 +47,10 @@ demo: $(DEMO_READY)
 # One thread per process: two processes of two threads on two cores would wait for each other.
 test: $(DEV_READY)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q \
-		--cov --cov-report=term --cov-fail-under=90 $(TESTS)
+		--cov --cov-report=term --cov-fail-under=90 --ignore=tests/long $(TESTS)
+
+test-all: test
+	@$(BIN)/python -m pytest -q tests/long
 
 check: $(DEV_READY)
 	$(BIN)/ruff check .

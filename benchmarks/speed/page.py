@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import full_size, int8, mixed, scale, step
+from benchmarks.speed import full_size, int8, mixed, scale, step, time_to_quality
 from benchmarks.speed._measure import RESULTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -54,6 +54,7 @@ def section(result: Mapping[str, Any]) -> str:
         "step": step.report,
         "int8": int8.report,
         "full_size": full_size.report,
+        "time_to_quality": time_to_quality.report,
     }
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     conditions = f"{result['hardware']}; {result['threads']} threads; {result['rounds']} rounds; {versions}."

@@ -31,7 +31,8 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            metavar="FORMAT", help="The format to write: " + ", ".join(registry.names("format")) + "."
+            metavar="FORMAT",
+            help="The format to write: " + ", ".join(registry.names("format")) + ". FILE.gguf needs none.",
         ),
     ] = None,
     dtype: Annotated[
@@ -62,6 +63,8 @@ def convert(
     if source.suffix.lower() in (".toml", ".json"):
         _recipe(source, target, output, family, as_json)
         return
+    if to is None and target is not None and target.suffix == ".gguf":
+        to = "gguf"
     if target is None or to is None:
         raise UsageError("name the file to write and its format: lorimer convert FILE TARGET --to kohya")
     from lorimer.cli._runs import adapter_file

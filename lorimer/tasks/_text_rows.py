@@ -14,6 +14,7 @@ import contextlib
 import csv
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from lorimer.errors import DataError, MissingDependencyError
 
 Row = Mapping[str, Any]
 
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")  # what terminals take for colours, as fortunes have them
 _SHOWN = 3  # how many reasons of one file are told
 
 
@@ -229,7 +231,7 @@ def _parquet(path: Path, problems: list[str]) -> Iterator[Row]:
 
 
 def _plain(path: Path, problems: list[str]) -> Iterator[Row]:
-    text = _read_text(path)
+    text = _COLOUR.sub("", _read_text(path))
     pieces = text.split("\n%\n") if "\n%\n" in text else [text]
     for piece in pieces:
         if piece.strip().strip("%").strip():

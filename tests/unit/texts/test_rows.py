@@ -71,7 +71,7 @@ def test_tabs_end_fields_whatever_quotes_there_are(tmp_path: Path) -> None:
 
 def test_plain_texts_and_fortunes(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("one\n\ntext\n")
-    (tmp_path / "several").write_text("first\n%\nsecond\nline\n%\n")
+    (tmp_path / "several").write_text("\x1b[32mfirst\x1b[m\n%\nsecond\nline\n%\n")
     assert [row["text"] for row in read_rows(str(tmp_path / "one.txt")).rows] == ["one\n\ntext"]
     assert [row["text"] for row in read_rows(str(tmp_path / "several")).rows] == ["first", "second\nline"]
 

@@ -18,9 +18,9 @@ EVERY = [(task, name) for task in registry.names("task") for name in preset_name
 
 
 def few_fields(**more: Any) -> dict[str, Any]:
-    return {
-        "task": "text-to-image", "model": "embedded", "data": {"path": "p", "trigger": "sks"}, "output": "o",
-    } | more  # fmt: skip
+    task = more.pop("task", "text-to-image")
+    data = {"path": "p"} | ({"trigger": "sks"} if task == "text-to-image" else {})
+    return {"task": task, "model": "embedded", "data": data, "output": "o"} | more
 
 
 def load(source: dict[str, Any], *overrides: str, environment: dict[str, str] | None = None) -> Recipe:
