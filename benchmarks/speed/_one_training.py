@@ -34,6 +34,7 @@ class Clock:
     startup: float = 0.0
     seconds: float = 0.0
     peak: int = 0
+    written: int = 0
     _since: float | None = None
 
     def judge(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
@@ -45,6 +46,10 @@ class Clock:
         self.curve.append({"step": step, "seconds": round(self.seconds, 2), **evaluate()})
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         self._since = time.perf_counter()
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _high_water() -> int:
@@ -83,6 +88,7 @@ def lorimer_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> 
             f"output={folder}/run",
         ]
         train(load_recipe(work["recipe"], [*fixed, *options.get("recipe", [])], {}))
+        clock.written = _bytes_in(Path(folder) / "run" / "adapter" / "peft")
 
 
 def trainer_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> None:
@@ -94,10 +100,11 @@ def trainer_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> 
     made = _chat if work["recipe"]["task"] == "text-generation" else _sentiment
     model, kind, training, collate, evaluate = made(work["recipe"])
     adapter = work["recipe"]["adapter"]
-    config = LoraConfig(
-        r=adapter["rank"], lora_alpha=adapter["alpha"], target_modules="all-linear", task_type=kind
-    )
-    model = get_peft_model(model, config)
+    if not options.get("in_full"):
+        config = LoraConfig(
+            r=adapter["rank"], lora_alpha=adapter["alpha"], target_modules="all-linear", task_type=kind
+        )
+        model = get_peft_model(model, config)
 
     class Judge(TrainerCallback):
         def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
@@ -122,6 +129,8 @@ def trainer_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> 
             **options.get("trainer", {}),
         )
         Trainer(model, arguments, data_collator=collate, train_dataset=training, callbacks=[Judge()]).train()
+        model.save_pretrained(f"{folder}/written")
+        clock.written = _bytes_in(Path(folder) / "written")
 
 
 def _recipe(values: dict[str, Any]) -> Any:
@@ -205,7 +214,12 @@ def main() -> None:
     clock = Clock()
     run = lorimer_run if asked["program"] == "lorimer" else trainer_run
     run(asked["work"], asked["options"], clock)
-    told = {"curve": clock.curve, "startup": round(clock.startup, 2), "peak_bytes": clock.peak}
+    told = {
+        "curve": clock.curve,
+        "startup": round(clock.startup, 2),
+        "peak_bytes": clock.peak,
+        "written": clock.written,
+    }
     print("\n" + json.dumps(told))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality import sentiment
 from benchmarks.speed import full_size, int8, mixed, scale, step, time_to_quality
 from benchmarks.speed._measure import RESULTS
 
@@ -55,6 +56,7 @@ def section(result: Mapping[str, Any]) -> str:
         "int8": int8.report,
         "full_size": full_size.report,
         "time_to_quality": time_to_quality.report,
+        "sentiment": sentiment.report,
     }
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     conditions = f"{result['hardware']}; {result['threads']} threads; {result['rounds']} rounds; {versions}."
