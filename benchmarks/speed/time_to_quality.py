@@ -3,8 +3,8 @@
     python -m benchmarks.speed.time_to_quality chat
     python -m benchmarks.speed.time_to_quality sentiment --opinions WORK     # of examples/sentiment/data.py
 
-First each program tries the same learning rates. The goal is the lowest held-out loss that the Trainer
-reaches at its best rate. Then all contenders run in turn, each run a process of its own; quoted are seconds
+First each program tries the same learning rates. The goal is within 2 % of the lowest held-out loss that the
+Trainer reaches at its best rate. Then all contenders run in turn, each run a process of its own; quoted are seconds
 of training until the goal (between two evaluations along a line; evaluations are not counted), and the
 resident high-water mark between the first step and the last. Further contenders have one thing of
 lorimer's changed each, and tell what it brings.
@@ -29,6 +29,7 @@ from benchmarks.speed import _measure as measure
 
 PEFT, LORIMER = "PEFT + Trainer", "lorimer"
 RATES = (1e-3, 2e-3, 4e-3)
+NEAR = 1.02  # a run with other threads ends a little elsewhere
 NARROW = {"trainer": {"bf16": True}}
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps, every = asked.steps or work["steps"], work["every"]
     tuned = tune(work, steps, every, asked.rates)
     rates = {program: min(tuned[program], key=lambda rate: tuned[program][rate]) for program in tuned}
-    goal = tuned[PEFT][rates[PEFT]]
+    goal = NEAR * tuned[PEFT][rates[PEFT]]
     chosen = {name: work["contenders"][name] for name in asked.only or work["contenders"]}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for number in range(asked.rounds):
