@@ -4,9 +4,9 @@
     python -m benchmarks.speed.time_to_quality sentiment --opinions WORK     # of examples/sentiment/data.py
 
 First each program tries the same learning rates. The goal is within 2 % of the lowest held-out loss that the
-Trainer reaches at its best rate. Then all contenders run in turn, each run a process of its own; quoted are seconds
-of training until the goal (between two evaluations along a line; evaluations are not counted), and the
-resident high-water mark between the first step and the last. Further contenders have one thing of
+Trainer reaches at its best rate. Then all contenders run in turn, each run a process of its own; quoted are
+seconds of training until the goal (between two evaluations along a line; evaluations are not counted), and
+the resident high-water mark between the first step and the last. Further contenders have one thing of
 lorimer's changed each, and tell what it brings.
 """
 
