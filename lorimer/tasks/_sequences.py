@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from lorimer.tasks._chat_tokens import Tokens
 
+PART = 8  # rows that are padded to the same length within a batch
 ALIKE = 8  # batches' worth of texts of neighbouring lengths that are shuffled among each other
 
 
@@ -103,6 +104,24 @@ def length_groups(lengths: Sequence[int], batch_size: int) -> tuple[int, ...]:
     for place, index in enumerate(sorted(range(len(lengths)), key=lambda each: (lengths[each], each))):
         groups[index] = place // (batch_size * ALIKE)
     return tuple(groups)
+
+
+def in_parts(
+    run: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], lengths: Tensor, size: int = PART
+) -> Tensor:
+    """What `run` gives for each row of a batch padded on either side, a few rows of like lengths at a time.
+
+    Args:
+        batch: tensors (rows, length), among them "attention_mask".
+        lengths: (rows,) of each row without its padding.
+    """
+    order = lengths.argsort(stable=True)
+    outputs = []
+    for places in order.split(size):
+        seen = batch["attention_mask"][places].any(0).nonzero().squeeze(1)
+        begin, end = int(seen[0]), int(seen[-1]) + 1
+        outputs.append(run({name: tensor[places, begin:end] for name, tensor in batch.items()}))
+    return torch.cat(outputs)[order.argsort()]
 
 
 def collate_rows(rows: Sequence[Row], pad: int) -> dict[str, Tensor]:

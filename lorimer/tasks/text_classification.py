@@ -27,7 +27,7 @@ from lorimer.tasks._held_out import split
 from lorimer.tasks._language_files import load_tokenizer
 from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._scores import confusion, of_multi, of_regression, of_single
-from lorimer.tasks._sequences import length_groups
+from lorimer.tasks._sequences import in_parts
 from lorimer.tasks._text_rows import read_rows
 from lorimer.tasks._text_sections import HeldOut
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """Tokenised texts: "input_ids", ... and "label"; in `groups` of like lengths, with the `weights` of their
-    classes where these are asked for."""
+    """Tokenised texts: "input_ids", ... and "label", with the `weights` of their classes where these are
+    asked for. Not in groups of like lengths: batches would differ more than by chance, and teach less."""
 
     def __init__(
-        self, texts: Sequence[Text], tokenizer: Any, max_length: int, batch_size: int, counts: Sequence[float]
+        self, texts: Sequence[Text], tokenizer: Any, max_length: int, counts: Sequence[float]
     ) -> None:
         pairs = [text.pair for text in texts]
         second = pairs if texts and pairs[0] is not None else None
@@ -51,7 +51,6 @@ class Examples(Dataset[dict[str, Any]]):
             for place, text in enumerate(texts)
         ]
         self.lengths = [len(row["input_ids"]) for row in self.rows]
-        self.groups = length_groups(self.lengths, batch_size)
         self.weights: tuple[float, ...] = ()
         if counts:
             for row in self.rows:
@@ -157,7 +156,7 @@ class TextClassification(Task):
         ]
 
     def data(self, model: nn.Module) -> Dataset[Any]:
-        data, batch_size = self.recipe.data, self.recipe.train.batch_size
+        data = self.recipe.data
         texts, self._told = as_texts(self._rows, self.labels, data.text, data.pair, data.label)
         held_out: list[Text] = []
         if data.validation.path is not None:
@@ -168,8 +167,8 @@ class TextClassification(Task):
             texts, held_out = split(texts, data.validation.fraction, self.recipe.train.seed)
             self._told.append(f"{len(texts):,} to learn from, {len(held_out):,} held out")
         if held_out:
-            self._validation = Examples(held_out, self.tokenizer, data.max_length, batch_size, ())
-        examples = Examples(texts, self.tokenizer, data.max_length, batch_size, self._weights(texts))
+            self._validation = Examples(held_out, self.tokenizer, data.max_length, ())
+        examples = Examples(texts, self.tokenizer, data.max_length, self._weights(texts))
         cut = sum(length >= data.max_length for length in examples.lengths)
         if cut:
             self._told.append(f"{cut} texts reach data.max_length, {data.max_length} tokens, and may be cut")
@@ -205,8 +204,9 @@ class TextClassification(Task):
         return (losses * batch["weight"]).sum() / batch["weight"].sum()
 
     def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """(texts, labels) By parts of like lengths, each padded to its own longest: the same for less work."""
         told = {key: value for key, value in batch.items() if key not in ("label", "weight")}
-        logits: Tensor = model(**told).logits
+        logits: Tensor = in_parts(lambda part: model(**part).logits, told, told["attention_mask"].sum(1))
         return logits.float()
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorimer.tasks._chat_tokens import Tokens
-from lorimer.tasks._sequences import collate_rows, length_groups, pack, row_of
+from lorimer.tasks._sequences import collate_rows, in_parts, length_groups, pack, row_of
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(40, 90))
@@ -55,3 +55,19 @@ def test_padding_is_not_learned_and_is_no_part_of_a_packed_text() -> None:
     assert batch["learn"].sum() == 1 + 4
     assert batch["positions"].tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
     assert batch["learn"].dtype == torch.bool
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_in_parts_are_as_rows_at_once_and_hardly_padded(side: str) -> None:
+    lengths = torch.tensor([3, 9, 1, 9, 2])
+    places = torch.arange(9)
+    mask = places < lengths[:, None] if side == "right" else places >= 9 - lengths[:, None]
+    batch = {"input_ids": torch.arange(45).reshape(5, 9) * mask, "attention_mask": mask.long()}
+    widths = []
+
+    def total(part: dict[str, torch.Tensor]) -> torch.Tensor:
+        widths.append(part["input_ids"].shape[1])
+        return (part["input_ids"] * part["attention_mask"]).sum(1)
+
+    assert torch.equal(in_parts(total, batch, lengths, size=2), total(batch))
+    assert widths[:-1] == [2, 9, 9]
