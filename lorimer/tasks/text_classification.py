@@ -204,7 +204,7 @@ class TextClassification(Task):
         return (losses * batch["weight"]).sum() / batch["weight"].sum()
 
     def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """(texts, labels) By parts of like lengths, each padded to its own longest: the same for less work."""
+        """(texts, labels) By parts of like lengths, each padded to its own longest: the same, cheaper."""
         told = {key: value for key, value in batch.items() if key not in ("label", "weight")}
         logits: Tensor = in_parts(lambda part: model(**part).logits, told, told["attention_mask"].sum(1))
         return logits.float()
