@@ -101,7 +101,7 @@ def test_llama_cpp_changes_its_answer_as_we_do(tmp_path: Path) -> None:
         return last
 
     theirs = said(file_of_ours) - said(None)
-    assert ours.norm() > 0.5 * plain.norm()
+    assert ours.norm() > 0.4 * plain.norm()
     assert (theirs - ours).norm() < 0.1 * ours.norm()
 
 
