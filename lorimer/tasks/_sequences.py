@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from lorimer.tasks._chat_tokens import Tokens
 
-PART = 8  # rows that are padded to the same length within a batch
+PART = 16  # rows that are padded to the same length within a batch
 ALIKE = 8  # batches' worth of texts of neighbouring lengths that are shuffled among each other
 
 
