@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import sentiment
-from benchmarks.speed import full_size, int8, mixed, scale, step, time_to_quality
+from benchmarks.speed import attention, full_size, int8, mixed, scale, step, time_to_quality
 from benchmarks.speed._measure import RESULTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -55,6 +55,7 @@ def section(result: Mapping[str, Any]) -> str:
         "step": step.report,
         "int8": int8.report,
         "full_size": full_size.report,
+        "attention": attention.report,
         "time_to_quality": time_to_quality.report,
         "sentiment": sentiment.report,
     }

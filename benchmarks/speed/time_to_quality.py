@@ -216,14 +216,16 @@ def sentiment(asked: argparse.Namespace) -> dict[str, Any]:
         "adapter": {"rank": 8, "alpha": 16},
         "train": {"batch_size": 32, "schedule": "linear", "checkpoint_every": 0, "preview_every": 0},
     }
+    narrow = ["train.mixed_precision=bf16"]
     contenders = {
         PEFT: {},
         f"{PEFT}, bf16": NARROW,
         LORIMER: {},
-        "lorimer, bf16": {"recipe": ["train.mixed_precision=bf16"]},
-        "lorimer, bf16, int8": {"recipe": ["train.mixed_precision=bf16", "train.base_precision=int8"]},
-        "lorimer, bf16, LoRA+": {"recipe": ["train.mixed_precision=bf16", "train.fast_ratio=4"]},
-        "lorimer, bf16, PiSSA": {"recipe": ["train.mixed_precision=bf16", "adapter.start=pissa"]},
+        "lorimer, bf16": {"recipe": narrow},
+        "lorimer, bf16, no base dropout": {"recipe": [*narrow, "train.base_dropout=false"]},
+        "lorimer, bf16, int8": {"recipe": [*narrow, "train.base_precision=int8"]},
+        "lorimer, bf16, LoRA+": {"recipe": [*narrow, "train.fast_ratio=4"]},
+        "lorimer, bf16, PiSSA": {"recipe": [*narrow, "adapter.start=pissa"]},
     }
     return {"recipe": recipe, "trainer_batch": 32, "steps": 126, "every": 9, "contenders": contenders}
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lorimer.kernels.attention import attention_for
+
 if TYPE_CHECKING:
     from lorimer.tasks._chat_tokens import Tokens
 
@@ -120,7 +122,8 @@ def in_parts(
     for places in order.split(size):
         seen = batch["attention_mask"][places].any(0).nonzero().squeeze(1)
         begin, end = int(seen[0]), int(seen[-1]) + 1
-        outputs.append(run({name: tensor[places, begin:end] for name, tensor in batch.items()}))
+        with attention_for(end - begin, lengths.device):
+            outputs.append(run({name: tensor[places, begin:end] for name, tensor in batch.items()}))
     return torch.cat(outputs)[order.argsort()]
 
 

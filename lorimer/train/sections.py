@@ -217,6 +217,9 @@ class TrainSection(Section):
     """Precision of the files for other programs; `adapter/adapter.safetensors` keeps what was trained."""
     gradient_checkpointing: bool = False
     """Less memory for more time: activations are computed again in the backward pass."""
+    base_dropout: bool = True
+    """Whether the frozen model's own dropout is on in training. Without it steps are quicker, above all on a
+    CPU, and `adapter.dropout` is left to hold the adapter back."""
     seed: NonNegativeInt = 0
     """Fixes the adapter's start, the order of the data and every random draw."""
     workers: NonNegativeInt = 0

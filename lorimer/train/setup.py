@@ -72,6 +72,17 @@ class Setup:
         for module in self.model.modules():
             if isinstance(module, _NormBase) and module.track_running_stats:
                 module.eval()
+        if not self.recipe.train.base_dropout:
+            self._still_the_base()
+
+    def _still_the_base(self) -> None:
+        """Leave training mode, but for the adapter, the whole model, by which losses may go, and modules
+        that compute anew in the backward pass, which they do in training mode only."""
+        for module in self.model.modules():
+            if module is not self.model and not hasattr(module, "gradient_checkpointing"):
+                module.training = False
+        for layer in self.adapter.layers.values():
+            layer.train()
 
     def park(self) -> None:
         """Take the parts that steps do without from the device."""

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorimer.kernels.attention import SHORT, attention_for
 from lorimer.tasks._chat_tokens import Tokens
 from lorimer.tasks._sequences import collate_rows, in_parts, length_groups, pack, row_of
 
@@ -71,3 +72,17 @@ def test_rows_in_parts_are_as_rows_at_once_and_hardly_padded(side: str) -> None:
 
     assert torch.equal(in_parts(total, batch, lengths, size=2), total(batch))
     assert widths[:-1] == [2, 9, 9]
+
+
+def test_only_short_texts_in_training_get_plain_products() -> None:
+    def kernels(length: int, device: str = "cpu") -> bool:
+        with attention_for(length, torch.device(device)):
+            return torch.backends.cuda.flash_sdp_enabled()
+
+    assert kernels(SHORT)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernels(SHORT)
+        assert kernels(SHORT + 1) and kernels(SHORT, "meta")
+        with torch.no_grad():
+            assert kernels(SHORT)
+    assert kernels(SHORT)

@@ -57,6 +57,21 @@ def test_a_run_learns_and_leaves_the_run_folder_of_the_design(tmp_path: Path) ->
     assert status["newest"]["finished"]["base_tensors_unchanged"] == 4
 
 
+@pytest.mark.parametrize("base", [True, False])
+@pytest.mark.parametrize("own", [0.0, 0.5])
+def test_the_bases_dropout_can_be_left_out_and_the_adapters_stays(
+    tmp_path: Path, base: bool, own: float
+) -> None:
+    setup = build(recipe(tmp_path, f"train.base_dropout={base}", f"adapter.dropout={own}"))
+    setup.set_training()
+    for parameter in setup.parameters:
+        nn.init.ones_(parameter)
+    batch = setup.task.collate([setup.data[0], setup.data[1]])
+    assert setup.model.training
+    outputs = {setup.model(batch[0]).sum().item() for _ in range(10)}
+    assert (len(outputs) > 1) == (base or own > 0)
+
+
 def test_the_trained_adapter_loads_onto_the_base_and_changes_it(tmp_path: Path) -> None:
     result = train(recipe(tmp_path / "run"))
     torch.manual_seed(0)

@@ -86,17 +86,26 @@ def transformer_recipe(folder: Path, *overrides: str) -> Recipe:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("base_dropout", [True, False])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_the_same_tensors_get_the_same_gradients(tmp_path: Path, precision: str) -> None:
+def test_the_same_tensors_get_the_same_gradients(tmp_path: Path, precision: str, base_dropout: bool) -> None:
     def gradients(checkpointing: bool) -> dict[str, Tensor]:
-        overrides = (f"train.gradient_checkpointing={checkpointing}", f"train.mixed_precision={precision}")
+        overrides = (
+            f"train.gradient_checkpointing={checkpointing}",
+            f"train.mixed_precision={precision}",
+            f"train.base_dropout={base_dropout}",
+        )
         setup = build(transformer_recipe(tmp_path, *overrides))
         setup.set_training()
         for parameter in setup.parameters:
             torch.manual_seed(parameter.numel())
             parameter.data.normal_(std=0.3)  # off the start, where half of all gradients are zero
         batch = setup.task.collate([setup.data[0], setup.data[1]])
+        layer = setup.model.get_submodule("bert.encoder.layer.0.attention")
+        passes = []
+        layer.register_forward_pre_hook(lambda *_: passes.append(1))
         micro_loss(setup, batch).backward()
+        assert len(passes) == (2 if checkpointing else 1)  # a second time in the backward pass
         return {name: p.grad for name, p in setup.adapter.named_parameters() if p.grad is not None}
 
     plain, checkpointed = gradients(False), gradients(True)
