@@ -8,11 +8,14 @@ s / 2. So for a row x and an output channel w, both of length n, whatever their 
 
     |y - (w·x + b)| <= s_x/2 · |w|_1 + s_w/2 · |x|_1 + n · s_x · s_w / 4          (`error_bound`)
 
-and about sqrt((s_x² |w|² + s_w² |x|²) / 12) in root mean square (`expected_error`). One entry that towers
-over its row takes the levels from all others. The gradient at a vocabulary's scores is such a row: -1 for the
-right word, thousandths for ten thousands of others, whose sum counts. So a row longer than `LONG` is cut into
-blocks with scales of their own, and the tower spoils its block only. Measured on softmax gradients over
-49,152 words, the error of dx fell from 43 to 75 % of its norm to 1 to 7 %.
+and about sqrt((s_x² |w|² + s_w² |x|²) / 12) in root mean square (`expected_error`). Processors without VNNI
+instructions add pairs of products in 16 bits, which 127 levels would overflow: there weights have 64
+(`weight_levels`), and s_W is twice as large.
+
+One entry that towers over its row takes the levels from all others. The gradient at a vocabulary's scores is
+such a row: -1 for the right word, thousandths for ten thousands of others, whose sum counts. So a row longer
+than `LONG` is cut into blocks with scales of their own, and the tower spoils its block only. Measured on
+softmax gradients over 49,152 words, the error of dx fell from 43 to 75 % of its norm to 1 to 7 %.
 
 Row scales for activations and gradients are those of ZeroQuant (Yao et al. 2022, arXiv 2206.01861), products
 in both directions those of SwitchBack (Wortsman et al. 2023, arXiv 2304.13013). W^T is quantised anew, by its
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,18 +38,19 @@ from torch.autograd.function import once_differentiable
 from lorimer.kernels.precision import compute_dtype, own_precision
 
 LEVELS = 127
+FEWER_LEVELS = 64  # 2 · 255 · 64 < 2^15
 LONG, BLOCK = 4096, 512  # columns
 _SMALLEST = torch.finfo(torch.float32).tiny  # what a row of zeros is divided by
 _CUDA_ROWS, _CUDA_MULTIPLE = 32, 8  # torch._int_mm on CUDA: more than 16 rows, sizes in multiples of 8
 
 
-def quantise_rows(t: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_rows(t: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
     """(codes, scales) with t ~ codes · scales: int8 as t (rows, columns), float32 (rows, 1).
 
     NaN or infinity in a row make its scale so, and with it all that is computed from the row.
     """
     t = t.float()
-    scales = torch.maximum(t.amax(1, keepdim=True), -t.amin(1, keepdim=True)).div_(LEVELS)
+    scales = torch.maximum(t.amax(1, keepdim=True), -t.amin(1, keepdim=True)).div_(levels)
     inverse = scales.clamp_min(_SMALLEST).reciprocal_()
     codes = (t * inverse).round_().to(torch.int8, memory_format=torch.contiguous_format)
     return codes, scales
@@ -72,7 +77,7 @@ class Int8Block:
 
     @staticmethod
     def of(matrix: Tensor, packed: bool) -> Int8Block:
-        codes, scales = quantise_rows(matrix)
+        codes, scales = quantise_rows(matrix, weight_levels(matrix.device))
         codes = torch.ops.onednn.qlinear_prepack(codes, None) if packed else codes.t()
         return Int8Block(codes, scales.view(-1), packed)
 
@@ -122,6 +127,22 @@ class Int8Matrix:
 def has_packed_product(device: torch.device) -> bool:
     """Whether oneDNN's product with a repacked weight is there; else it is `torch._int_mm`."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops, "onednn")
+
+
+def weight_levels(device: torch.device) -> int:
+    """How many levels on each side of zero a weight may use for its products to be summed without loss."""
+    return FEWER_LEVELS if device.type == "cpu" and _overflows() else LEVELS
+
+
+@cache
+def _overflows() -> bool:
+    """Whether oneDNN, on this processor, loses what goes beyond 16 bits in a sum of two products."""
+    if not has_packed_product(torch.device("cpu")):
+        return False
+    largest = torch.full((16, 64), LEVELS, dtype=torch.int8)
+    weight = torch.ops.onednn.qlinear_prepack(largest, None)
+    product = Int8Block(weight, torch.ones(16), packed=True)._packed_product(largest.clone())
+    return bool((product != 64 * LEVELS**2).any())
 
 
 def fits(weight: Tensor) -> bool:
@@ -174,7 +195,7 @@ def error_bound(x: Tensor, weight: Tensor) -> Tensor:
     """What |y_int8 - y| cannot exceed, rounding of floats aside: (n, out) for x (n, in), weight (out, in)."""
     total = x.new_zeros(len(x), len(weight))
     for part, of_weight in zip(column_blocks(x), column_blocks(weight), strict=True):
-        s_x, s_w = _scales(part), _scales(of_weight).T
+        s_x, s_w = _scales(part, LEVELS), _scales(of_weight, weight_levels(weight.device)).T
         total += s_x * of_weight.abs().sum(1) / 2 + part.abs().sum(1, keepdim=True) * s_w / 2
         total += part.shape[1] * s_x * s_w / 4
     return total
@@ -184,12 +205,12 @@ def expected_error(x: Tensor, weight: Tensor) -> Tensor:
     """The root mean square of y_int8 - y where rounding errors are spread evenly: shapes as above."""
     total = x.new_zeros(len(x), len(weight))
     for part, of_weight in zip(column_blocks(x), column_blocks(weight), strict=True):
-        s_x, s_w = _scales(part), _scales(of_weight).T
+        s_x, s_w = _scales(part, LEVELS), _scales(of_weight, weight_levels(weight.device)).T
         total += s_x.square() * of_weight.square().sum(1)
         total += part.square().sum(1, keepdim=True) * s_w.square()
     return (total / 12).sqrt()
 
 
-def _scales(t: Tensor) -> Tensor:
+def _scales(t: Tensor, levels: int) -> Tensor:
     """(rows, 1): the scale of each row."""
-    return t.abs().amax(1, keepdim=True) / LEVELS
+    return t.abs().amax(1, keepdim=True) / levels

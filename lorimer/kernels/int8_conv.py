@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lorimer.kernels.int8 import has_packed_product, quantise_rows
+from lorimer.kernels.int8 import has_packed_product, quantise_rows, weight_levels
 from lorimer.kernels.precision import compute_dtype, own_precision
 
 
@@ -29,7 +29,7 @@ class Int8Filters:
 
     @staticmethod
     def of(filters: Tensor, padding: list[int]) -> Int8Filters:
-        codes, scales = quantise_rows(filters.detach().flatten(1))
+        codes, scales = quantise_rows(filters.detach().flatten(1), weight_levels(filters.device))
         codes, scales = codes.view(filters.shape), scales.view(-1)
         packed = torch.ops.onednn.qconv_prepack(codes, scales, 1.0, 128, [1, 1], padding, [1, 1], 1, None)
         return Int8Filters(packed, scales, padding)

@@ -49,7 +49,7 @@ def starts_by_cancelling(method: Method) -> bool:
 
 
 def check_fresh_is_base(case: LayerCase, method: Method, dtype: torch.dtype) -> None:
-    before, model = case.run(case.model(dtype), dtype), fresh(case, method, dtype)
+    before, model = case.base(dtype, frozen=case.called), fresh(case, method, dtype)
     if starts_by_cancelling(method):
         assert relative_difference(case.run(model, dtype), before) <= SAME_OUTPUT[dtype]
     else:
@@ -57,7 +57,7 @@ def check_fresh_is_base(case: LayerCase, method: Method, dtype: torch.dtype) -> 
 
 
 def check_disabled_is_base(case: LayerCase, method: Method, dtype: torch.dtype) -> None:
-    before, model = case.run(case.model(dtype), dtype), adapted(case, method, dtype)
+    before, model = case.base(dtype, frozen=True), adapted(case, method, dtype)
     live = case.run(model, dtype)
     assert not torch.equal(live, before)
     with lorimer.disabled(model):

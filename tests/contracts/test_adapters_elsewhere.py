@@ -95,7 +95,7 @@ def test_sharded_training_is_plain_training(one_process_group: None, name: str) 
     assert all(type(tensor) is Tensor for layer in state.layers.values() for tensor in layer.tensors.values())
     with lorimer.disabled(sharded):
         base = case.run(sharded, torch.float32)
-    assert torch.equal(base, case.run(case.model(torch.float32), torch.float32))
+    assert torch.equal(base, case.base(torch.float32, frozen=True))
 
 
 def train(model: nn.Module, case: LayerCase) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorimer.kernels.int8 import LEVELS
+from lorimer.kernels.int8 import LEVELS, weight_levels
 from lorimer.kernels.int8_conv import Int8Convolution, fits_convolution, int8_conv
 from tests.tolerances import INT8_ROUNDING
 
@@ -15,7 +15,7 @@ from tests.tolerances import INT8_ROUNDING
 def bound(x: Tensor, filters: Tensor, padding: tuple[int, ...]) -> Tensor:
     """`int8.error_bound` with the picture's scale for each of its patches."""
     s_x = x.abs().amax((1, 2, 3), keepdim=True) / LEVELS
-    s_w = filters.abs().amax((1, 2, 3))[:, None, None] / LEVELS
+    s_w = filters.abs().amax((1, 2, 3))[:, None, None] / weight_levels(filters.device)
     patch = F.conv2d(x.abs(), torch.ones_like(filters[:1]), padding=padding)
     length = filters[0].numel()
     return s_x * filters.abs().sum((1, 2, 3))[:, None, None] / 2 + s_w * patch / 2 + length * s_x * s_w / 4
