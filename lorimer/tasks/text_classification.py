@@ -26,6 +26,7 @@ from lorimer.tasks._confusion import draw_confusion
 from lorimer.tasks._held_out import split
 from lorimer.tasks._language_files import load_tokenizer
 from lorimer.tasks._model_files import shown_name
+from lorimer.tasks._packed_texts import Layers, layers_of
 from lorimer.tasks._scores import confusion, of_multi, of_regression, of_single
 from lorimer.tasks._sequences import in_parts
 from lorimer.tasks._text_rows import read_rows
@@ -119,6 +120,7 @@ class TextClassification(Task):
         self._validation: Examples | None = None
         self._told: list[str] = []
         self._new: list[str] = []
+        self._layers: Layers | None = None
 
     def model(self) -> nn.Module:
         data, name = self.recipe.data, self.recipe.model
@@ -134,6 +136,7 @@ class TextClassification(Task):
         self.tokenizer = load_tokenizer(name)
         dtype = self.recipe.train.weights_dtype()
         model, self._new = load_with_head(name, names, self.tokenizer, dtype)
+        self._layers = layers_of(model)
         return model
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
@@ -204,9 +207,14 @@ class TextClassification(Task):
         return (losses * batch["weight"]).sum() / batch["weight"].sum()
 
     def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """(texts, labels) By parts of like lengths, each padded to its own longest: the same, cheaper."""
+        """(texts, labels) Without padding, or in parts of like lengths, each padded to its own longest: the
+        same as at once, cheaper."""
         told = {key: value for key, value in batch.items() if key not in ("label", "weight")}
-        logits: Tensor = in_parts(lambda part: model(**part).logits, told, told["attention_mask"].sum(1))
+        if self._layers is None:
+            logits = in_parts(lambda part: model(**part).logits, told, told["attention_mask"].sum(1))
+        else:
+            with self._layers.packed(told["attention_mask"]):
+                logits = model(**told).logits
         return logits.float()
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -259,6 +267,8 @@ class TextClassification(Task):
         return [path]
 
     def describe(self, model: nn.Module, data: Dataset[Any]) -> list[str]:
+        if self._layers is None:
+            return [*self._told, "texts are padded: this model cannot keep texts apart that share a row"]
         return self._told
 
     def metadata(self) -> dict[str, str]:
