@@ -79,6 +79,10 @@ def lorimer_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> 
 
         head_of = text_generation.head_of
         text_generation.head_of = lambda model: replace(head_of(model), in_chunks=False)
+    if options.get("padded"):
+        from lorimer.tasks import text_classification
+
+        text_classification.layers_of = lambda model: None
     with tempfile.TemporaryDirectory() as folder:
         fixed = [
             f"train.steps={steps}",

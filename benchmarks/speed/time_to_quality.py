@@ -216,18 +216,19 @@ def sentiment(asked: argparse.Namespace) -> dict[str, Any]:
         "adapter": {"rank": 8, "alpha": 16},
         "train": {"batch_size": 32, "schedule": "linear", "checkpoint_every": 0, "preview_every": 0},
     }
-    narrow = ["train.mixed_precision=bf16"]
+    still = "train.base_dropout=false"
     contenders = {
         PEFT: {},
         f"{PEFT}, bf16": NARROW,
         LORIMER: {},
-        "lorimer, bf16": {"recipe": narrow},
-        "lorimer, bf16, no base dropout": {"recipe": [*narrow, "train.base_dropout=false"]},
-        "lorimer, bf16, int8": {"recipe": [*narrow, "train.base_precision=int8"]},
-        "lorimer, bf16, LoRA+": {"recipe": [*narrow, "train.fast_ratio=4"]},
-        "lorimer, bf16, PiSSA": {"recipe": [*narrow, "adapter.start=pissa"]},
+        "lorimer, padded": {"padded": True},
+        "lorimer, no base dropout": {"recipe": [still]},
+        "lorimer, no base dropout, LoRA+": {"recipe": [still, "train.fast_ratio=4"]},
+        "lorimer, no base dropout, PiSSA": {"recipe": [still, "adapter.start=pissa"]},
+        "lorimer, no base dropout, int8": {"recipe": [still, "train.base_precision=int8"]},
+        "lorimer, no base dropout, bf16": {"recipe": [still, "train.mixed_precision=bf16"]},
     }
-    return {"recipe": recipe, "trainer_batch": 32, "steps": 126, "every": 9, "contenders": contenders}
+    return {"recipe": recipe, "trainer_batch": 32, "steps": 126, "every": 14, "contenders": contenders}
 
 
 WORKS = {"chat": chat, "sentiment": sentiment}
