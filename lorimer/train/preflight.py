@@ -120,9 +120,21 @@ def _warnings(setup: Setup, memory: Memory, loss: float, without_gradient: list[
         warnings.append(_advice(setup, memory))
     if KINDS[train.optimizer].one_rate and train.learning_rate < 0.1:
         warnings.append(f"{train.optimizer} finds the rate by itself; train.learning_rate=1 is usual")
+    if setup.accelerator.device.type == "cpu" and _is_emulated(train.mixed_precision):
+        warnings.append(
+            f"this processor has no products in {train.mixed_precision}: train.mixed_precision=no is several "
+            "times as quick"
+        )
     if not math.isfinite(loss):
         warnings.append(f"the loss of the first batch is {loss}")
     return warnings + _about_offload(setup)
+
+
+def _is_emulated(precision: str) -> bool:
+    """Whether the processor multiplies numbers of this precision by way of others."""
+    tell = {"bf16": "_is_mkldnn_bf16_supported", "fp16": "_is_mkldnn_fp16_supported"}.get(precision)
+    ops = torch.ops.mkldnn
+    return tell is not None and torch.backends.mkldnn.is_available() and not getattr(ops, tell)()
 
 
 def _presets(setup: Setup) -> list[str]:

@@ -498,3 +498,13 @@ def test_trackers_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pyte
 def test_no_examples_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no example"):
         train(recipe(tmp_path / "run", data={"dataset": f"{HERE}:points", "arguments": {"count": 0}}))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_precisions_that_the_processor_lacks_are_told(
+    tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
+    for precision in ("bf16", "no"):
+        text = " ".join(check(recipe(tmp_path, f"train.mixed_precision={precision}")).warnings)
+        assert ("no products in bf16" in text) == (precision == "bf16" and not there)
