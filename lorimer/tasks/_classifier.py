@@ -17,7 +17,10 @@ from lorimer.errors import FileFormatError
 from lorimer.tasks._language_files import load_pretrained, load_tokenizer
 
 # What a file of a base model may lack: heads and poolers, which are trained and saved with the adapter.
-MAY_LACK = r"(^|\.)(classifier|score|pre_classifier|pooler|pre_pooler|head|classification_head|summary)\b"
+MAY_LACK = (
+    r"(^|\.)(classifier|score|pre_classifier|pooler|pre_pooler|head|classification_head|summary"
+    r"|sequence_summary|logits_proj)\b"
+)
 
 
 def load_with_head(
@@ -86,6 +89,7 @@ class Classifier:
             raise FileFormatError(f"{adapter}: is not the adapter of a text classifier: it names no labels")
         labels = tuple(json.loads(facts["labels"]))
         tokenizer = load_tokenizer(base)
+        tokenizer.padding_side = "right"  # as in training
         model, new = load_with_head(base, labels or ("value",), tokenizer, dtype)
         _fill(model, new, state)
         lorimer.load(model, adapter).strength = strength

@@ -134,6 +134,7 @@ class TextClassification(Task):
             )
         names = self.labels.names or ("value",)
         self.tokenizer = load_tokenizer(name)
+        self.tokenizer.padding_side = "right"  # positions and poolers count from the first token
         dtype = self.recipe.train.weights_dtype()
         model, self._new = load_with_head(name, names, self.tokenizer, dtype)
         self._layers = layers_of(model)
@@ -210,10 +211,11 @@ class TextClassification(Task):
         """(texts, labels) Without padding, or in parts of like lengths, each padded to its own longest: the
         same as at once, cheaper."""
         told = {key: value for key, value in batch.items() if key not in ("label", "weight")}
+        mask, anew = told["attention_mask"], bool(getattr(model, "is_gradient_checkpointing", False))
         if self._layers is None:
-            logits = in_parts(lambda part: model(**part).logits, told, told["attention_mask"].sum(1))
+            logits = in_parts(lambda part: model(**part).logits, told, mask.sum(1), recomputed=anew)
         else:
-            with self._layers.packed(told["attention_mask"]):
+            with self._layers.packed(mask, recomputed=anew):
                 logits = model(**told).logits
         return logits.float()
 
