@@ -65,7 +65,43 @@ def test_rows_without_a_text_or_a_known_label_are_counted() -> None:
     assert len(texts) == 2 and "3 skipped" in told[0] and "'c' is none of the labels" in told[0]
 
 
+def test_labels_in_tables_may_stand_between_commas() -> None:
+    rows = Rows(rows_of("a, b", "b", "c"), "x")
+    labels = find_labels(rows, "label", "multi", ())
+    assert labels.names == ("a", "b", "c") and labels.of("c,a") == (0, 2)
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  ", float("nan")])
+def test_what_tables_write_for_nothing_is_no_label(nothing: Any) -> None:
+    rows = Rows(rows_of(0.0, 1.0, nothing, 1.0), "x")
+    labels = find_labels(rows, "label", None, ())
+    assert (labels.kind, labels.names) == ("single", ("0", "1"))
+    texts, told = as_texts(rows, labels, "text", None, "label")
+    assert len(texts) == 3 and "1 because 'label' is empty" in told[0]
+
+
+def test_labels_that_do_not_fit_their_kind_are_counted() -> None:
+    for values, kind in (
+        ([0.5, [1.0], float("inf"), 2.5], "regression"),
+        (["a", ["a"], ["b"], "b"], "single"),
+    ):
+        rows = Rows(rows_of(*values), "x")
+        texts, told = as_texts(rows, find_labels(rows, "label", kind, ("a", "b")), "text", None, "label")
+        assert len(texts) == 2 and "2 skipped" in told[0]
+
+
+def test_texts_longer_than_the_models_positions_are_cut(tmp_path: Path) -> None:
+    rows = [{"text": "x" * 400, "label": label} for label in "abab"]
+    setup = build(recipe(tmp_path, rows, "data.max_length=512"))
+    assert max(setup.data.lengths) == 256  # type: ignore[attr-defined]
+    assert "has positions for 256 tokens" in "".join(setup.task.describe(setup.model, setup.data))
+
+
 def test_what_cannot_be_labels_is_refused() -> None:
+    with pytest.raises(DataError, match="two labels or more, each once"):
+        find_labels(Rows(rows_of("a", "b"), "x"), "label", None, ("a", "a"))
+    with pytest.raises(DataError, match="no row has any label"):
+        find_labels(Rows(rows_of([], []), "x"), "label", None, ())
     with pytest.raises(DataError, match=r"no row has a 'mood'.*data\.label.*text, label"):
         find_labels(Rows(rows_of("a", "b"), "x"), "mood", None, ())
     with pytest.raises(DataError, match="every row has the label 'a'"):
