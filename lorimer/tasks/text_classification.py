@@ -217,7 +217,7 @@ class TextClassification(Task):
         """(texts, labels) Without padding, or in parts of like lengths, each padded to its own longest: the
         same as at once, cheaper."""
         told = {key: value for key, value in batch.items() if key not in ("label", "weight")}
-        mask, anew = told["attention_mask"], bool(getattr(model, "is_gradient_checkpointing", False))
+        mask, anew = told["attention_mask"], self.recipe.train.gradient_checkpointing
         if self._layers is None:
             logits = in_parts(lambda part: model(**part).logits, told, mask.sum(1), recomputed=anew)
         else:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import lorimer
 from lorimer.errors import DataError, RecipeError
+from lorimer.tasks import text_classification
 from lorimer.tasks._classified_texts import as_texts, find_labels
 from lorimer.tasks._text_rows import Rows
 from lorimer.train.engine import train
@@ -136,6 +137,23 @@ def test_every_kind_trains_and_its_file_gives_the_same_answers(
     assert again == pytest.approx({name: result.metrics[name] for name in again}, abs=1e-6)
     metadata = lorimer.read(result.adapter).metadata
     assert json.loads(metadata["labels"]) == list(setup.task.labels.names)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "causal"])
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "in parts"])
+def test_recomputing_in_bfloat16_takes_the_same_kernels(
+    causal: bool, packs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it did not, torch would find other tensors in the backward pass than in the forward pass."""
+    if not packs:
+        monkeypatch.setattr(text_classification, "layers_of", lambda model: None)
+    ways = (
+        "train.gradient_checkpointing=true",
+        "train.mixed_precision=bf16",
+        "train.base_dropout=false",
+        "data.validation.fraction=null",
+    )
+    assert train(recipe(tmp_path, rows_of(*"aaaab"), *ways, causal=causal)).steps == TRAIN["steps"]
 
 
 def test_balanced_classes_count_the_same_together(tmp_path: Path) -> None:

@@ -127,12 +127,12 @@ def test_conversations_that_the_template_refuses_are_skipped_and_told(tmp_path: 
 
 
 def test_previews_ask_as_was_learned(tmp_path: Path) -> None:
-    setup = build(recipe(tmp_path, TEXTS, "preview.prompts=[2 is ]", "preview.max_tokens=1"))
+    setup = build(recipe(tmp_path, TEXTS, "preview.prompts=[2 is]", "preview.max_tokens=1"))
     seen: list[list[int]] = []
     forward = setup.model.forward
     setup.model.forward = lambda **told: seen.append(told["input_ids"][0].tolist()) or forward(**told)  # type: ignore[method-assign, func-returns-value]
     setup.task.preview(setup.model.eval(), tmp_path / "samples", 1)
-    assert seen[0] == list(setup.task.tokenizer("2 is ")["input_ids"])  # type: ignore[attr-defined]
+    assert seen[0] == list(setup.task.tokenizer("2 is")["input_ids"])  # type: ignore[attr-defined]
     assert setup.task.metadata()["text_kind"] == "prompt-completion"
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import lorimer
 from lorimer import LoRA
-from lorimer.kernels.attention import attention_for
 from lorimer.tasks._packed_texts import WIDTH, Layers, Packed, layers_of
 from tests.tolerances import SAME_NETWORK_OUTPUT, relative_difference
 
@@ -138,17 +137,3 @@ def test_padding_may_stand_on_either_side(side: str) -> None:
     rows = Packed.of(mask)
     numbers = torch.arange(mask.numel()).view(mask.shape)
     assert torch.equal(rows.unpack(rows.pack(numbers))[mask.bool()], numbers[mask.bool()])
-
-
-def test_recomputing_in_bfloat16_takes_the_same_kernels() -> None:
-    model, told = classifier("llama", _LLAMA), batch()
-    model.gradient_checkpointing_enable()
-    model.train()
-    layers = layers_of(model)
-    assert layers is not None and model.training
-    lorimer.attach(model, LoRA(rank=2), "all-linear")
-    with torch.autocast("cpu", torch.bfloat16), layers.packed(told["attention_mask"], recomputed=True):
-        loss = model(**told).logits.float().square().sum()
-    loss.backward()
-    with torch.autocast("cpu", torch.bfloat16), attention_for(8, torch.device("cpu"), recomputed=True):
-        assert torch.backends.cuda.flash_sdp_enabled()
