@@ -151,7 +151,8 @@ def _chat(values: dict[str, Any]) -> Any:
     from lorimer.tasks._text_data import read_texts
 
     model, tokenizer = load_causal(values["model"])
-    texts = read_texts(_recipe(values), tokenizer, packing=False)
+    recipe = _recipe(values)
+    texts = read_texts(recipe, recipe.data, tokenizer, packing=False)
 
     def example(row: Any) -> dict[str, Any]:
         labels = [token if learn else -100 for token, learn in zip(row.ids, row.learn, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -40,11 +41,13 @@ def chat(
 ) -> None:
     """Talk with a language model and its adapter.
 
+    A model that learned plain texts or completions goes on with what it is given; others answer.
     Without --prompt a conversation begins, in which /strength NUMBER, /reset and /quit are understood.
     """
     import lorimer
+    from lorimer.cli._runs import adapter_file
     from lorimer.cli._texts import base_of, put_on, run_recipe
-    from lorimer.tasks._generation import prompt_ids, stream
+    from lorimer.tasks._generation import PLAIN, prompt_ids, stream
     from lorimer.tasks._language_files import load_causal
 
     if as_json and not prompt:
@@ -53,12 +56,13 @@ def chat(
     network, tokenizer = load_causal(base_of(source, recipe, model))
     strengths = put_on(network, source, strength, adapter or [])
     told = system if system is not None else (recipe.data.system if recipe else None)
+    plain = lorimer.read(adapter_file(source)).metadata.get("text_kind") in PLAIN
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
 
     def say(messages: list[dict[str, str]], quiet: bool) -> str:
         parts = []
         with lorimer.strength(network, strengths):
-            ids = prompt_ids(tokenizer, messages, told)
+            ids = prompt_ids(tokenizer, messages, told, plain=plain)
             for part in stream(network, tokenizer, ids, seed=seed, **options):
                 parts.append(part)
                 if not quiet:
@@ -98,6 +102,10 @@ def _next_line() -> Any:
 
 def _set_strength(strengths: dict[str, float], text: str) -> None:
     try:
-        strengths["default"] = float(text.removeprefix("/strength"))
+        strength = float(text.removeprefix("/strength"))
     except ValueError:
+        strength = math.nan
+    if math.isfinite(strength):
+        strengths["default"] = strength
+    else:
         typer.echo(_HELP)

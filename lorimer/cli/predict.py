@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lorimer.cli._options import AdapterSource, AsJson, BaseModel
-from lorimer.errors import UsageError
+from lorimer.errors import DataError, UsageError
 
 
 def predict(
@@ -42,22 +42,41 @@ def predict(
     if not texts and file is None:
         raise UsageError("say what to classify: texts, or --file FILE")
     recipe = run_recipe(source, "text-classification")
-    wanted = [*(texts or []), *_texts_in(file, column or (recipe.data.text if recipe else "text"))]
-    length = recipe.data.max_length if recipe else 256
-    classifier = Classifier.load(adapter_file(source), base_of(source, recipe, model), strength, length)
-    for text, told in zip(wanted, classifier.predict(wanted, batch_size), strict=True):
+    classifier = Classifier.load(adapter_file(source), base_of(source, recipe, model), strength)
+    if classifier.pair is not None and texts:
+        raise UsageError(
+            f"{source} learned pairs of texts: give them in a --file that has a {classifier.pair!r} too"
+        )
+    rows = _rows_in(file)
+    wanted = [*(texts or []), *_column(file, rows, column or (recipe.data.text if recipe else "text"))]
+    if "" in map(str.strip, wanted):
+        raise UsageError(
+            f"text {[*map(str.strip, wanted)].index('') + 1} is empty: there is nothing to classify"
+        )
+    pairs = None if classifier.pair is None else _column(file, rows, classifier.pair)
+    for text, told in zip(wanted, classifier.predict(wanted, pairs, batch_size), strict=True):
         typer.echo(json.dumps({"text": text, **told}, ensure_ascii=False) if as_json else _line(text, told))
 
 
-def _texts_in(file: Path | None, column: str) -> Iterator[str]:
+def _rows_in(file: Path | None) -> Sequence[Mapping[str, Any]]:
+    """The rows of a file, every one: lines that come out must be those that went in."""
     if file is None:
-        return
+        return ()
     from lorimer.tasks._text_rows import read_rows
 
-    for number, row in enumerate(read_rows(str(file)).rows, 1):
+    found = read_rows(str(file))
+    if found.skipped:
+        raise DataError(
+            f"{file}: {'; '.join(found.skipped)}; mend them, so that answers stand beside their rows"
+        )
+    return found.rows
+
+
+def _column(file: Path | None, rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    for number, row in enumerate(rows, 1):
         if not isinstance(row.get(column), str):
             raise UsageError(f"{file}: row {number} has no text in {column!r}; name the column with --column")
-        yield row[column]
+    return [row[column] for row in rows]
 
 
 def _line(text: str, told: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,11 @@ class Labels:
             ValueError: it is none; the message says why.
         """
         if self.kind == "regression":
+            if not _is_number(value) or not math.isfinite(float(value)):
+                raise ValueError(f"{value!r} is no number")
             return float(value)
+        if self.kind == "single" and _is_list(value):
+            raise ValueError("it has several labels")
         if self.kind == "multi":
             return tuple(sorted(self._place(each) for each in _listed(value)))
         return self._place(value)
@@ -67,14 +72,14 @@ def find_labels(rows: Rows, column: str, kind: str | None, names: Sequence[str])
     Raises:
         DataError: there is no such column, or it holds no labels.
     """
-    values = [row[column] for row in rows.rows if row.get(column) not in (None, "")]
+    values = [row[column] for row in rows.rows if not is_missing(row.get(column))]
     if not values:
         known = ", ".join(map(str, rows.rows[0]))
         raise DataError(
             f"{rows.source}: no row has a {column!r}; name the column with data.label. It has {known}"
         )
     if kind is None:
-        kind = "multi" if any(isinstance(each, list | tuple) for each in values) else "single"
+        kind = "multi" if any(map(_is_list, values)) else "single"
         if kind == "single" and all(map(_is_number, values)) and not all(map(_is_whole, values)):
             kind = "regression"
     if kind == "regression":
@@ -87,7 +92,12 @@ def find_labels(rows: Rows, column: str, kind: str | None, names: Sequence[str])
             f"{rows.source}: {column!r} has {len(found)} different values; if they are labels, list them in "
             "data.labels, if numbers, set data.kind to regression"
         )
-    if not names and len(found) < 2:
+    twice = [name for name, count in Counter(names).items() if count > 1 or not name.strip()]
+    if twice or (len(names) == 1 and kind == "single"):
+        raise DataError(f"data.labels: must be two labels or more, each once: {list(names)}")
+    if not found:
+        raise DataError(f"{rows.source}: no row has any label in {column!r}")
+    if not names and len(found) < 2 and kind == "single":
         raise DataError(
             f"{rows.source}: every row has the label {min(found)!r}; there is nothing to tell apart"
         )
@@ -110,7 +120,7 @@ def as_texts(
             skipped[f"{text!r} is empty or no text"] += 1
         elif pair and not isinstance(second, str):
             skipped[f"{pair!r} is no text"] += 1
-        elif row.get(label) in (None, ""):
+        elif is_missing(row.get(label)):
             skipped[f"{label!r} is empty"] += 1
         else:
             try:
@@ -144,7 +154,19 @@ def _told(labels: Labels, texts: Sequence[Text]) -> str:
 
 
 def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]
+    """Several labels: a list, or one text with commas, as tables have it."""
+    if isinstance(value, str):
+        return [each for part in value.split(",") if (each := part.strip())]
+    return value if _is_list(value) else [value]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether there is no label: nothing, an empty text, or what tables write for nothing."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
 
 
 def _is_number(value: Any) -> bool:

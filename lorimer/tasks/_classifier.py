@@ -17,7 +17,10 @@ from lorimer.errors import FileFormatError
 from lorimer.tasks._language_files import load_pretrained, load_tokenizer
 
 # What a file of a base model may lack: heads and poolers, which are trained and saved with the adapter.
-MAY_LACK = r"(^|\.)(classifier|score|pre_classifier|pooler|pre_pooler|head|classification_head|summary)\b"
+MAY_LACK = (
+    r"(^|\.)(classifier|score|pre_classifier|pooler|pre_pooler|head|classification_head|summary"
+    r"|sequence_summary|logits_proj)\b"
+)
 
 
 def load_with_head(
@@ -58,6 +61,8 @@ class Classifier:
     Attributes:
         kind: "single", "multi" or "regression".
         labels: what its outputs are called; none for a number.
+        max_length: tokens of the longest text in training; longer ones are cut.
+        pair: the column of second texts, where pairs were learned.
     """
 
     model: nn.Module
@@ -65,6 +70,7 @@ class Classifier:
     kind: str
     labels: tuple[str, ...]
     max_length: int
+    pair: str | None = None
 
     @classmethod
     def load(
@@ -72,7 +78,6 @@ class Classifier:
         adapter: Path,
         base: str,
         strength: float = 1.0,
-        max_length: int = 256,
         dtype: torch.dtype | Literal["auto"] = torch.float32,
     ) -> Classifier:
         """The classifier of an adapter's file, on the fastest device; `dtype` as for `load_pretrained`.
@@ -86,14 +91,22 @@ class Classifier:
             raise FileFormatError(f"{adapter}: is not the adapter of a text classifier: it names no labels")
         labels = tuple(json.loads(facts["labels"]))
         tokenizer = load_tokenizer(base)
+        tokenizer.padding_side = "right"  # as in training
         model, new = load_with_head(base, labels or ("value",), tokenizer, dtype)
         _fill(model, new, state)
         lorimer.load(model, adapter).strength = strength
         model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
-        return cls(model, tokenizer, facts["label_kind"], labels, max_length)
+        length = int(facts.get("max_length", 256))
+        return cls(model, tokenizer, facts["label_kind"], labels, length, facts.get("pair"))
 
-    def predict(self, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
-        """Of each text `labels` (those that hold) and `probabilities` (label -> share), or a `value`."""
+    def predict(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32
+    ) -> list[dict[str, Any]]:
+        """Of each text `labels` (those that hold) and `probabilities` (label -> share), or a `value`.
+
+        Args:
+            pairs: of each text the second one, where pairs were learned.
+        """
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         found: dict[int, dict[str, Any]] = {}
         device = next(self.model.parameters()).device
@@ -101,6 +114,7 @@ class Classifier:
             places = order[begin : begin + batch_size]
             batch = self.tokenizer(
                 [texts[place] for place in places],
+                None if pairs is None else [pairs[place] for place in places],
                 truncation=True,
                 max_length=self.max_length,
                 padding=True,

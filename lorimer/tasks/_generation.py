@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorimer.tasks._chat_tokens import render
+from lorimer.tasks._chat_tokens import prompt_tokens, render
 
 Message = dict[str, Any]
+PLAIN = ("prompt-completion", "text")  # kinds of data that are learned as they stand, without a chat template
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message], system: str | None = None) -> list[int]:
-    """The tokens before an answer, see `render`."""
+def prompt_ids(
+    tokenizer: Any, prompt: str | Sequence[Message], system: str | None = None, *, plain: bool = False
+) -> list[int]:
+    """The tokens before an answer, see `render`; or, `plain`, of the last message, to be gone on with."""
+    if plain:
+        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        return list(prompt_tokens(text, tokenizer))
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if system is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})

@@ -47,19 +47,18 @@ def ipo(
     return (margin - 0.5 / beta).square().mean()
 
 
-def orpo(chosen: Tensor, rejected: Tensor, likelihood_loss: Tensor, weight: float) -> Tensor:
-    """Odds-ratio preference optimisation: the chosen answers' loss, plus weight · -log σ(log-odds ratio).
+def orpo(chosen: Tensor, rejected: Tensor, weight: float) -> Tensor:
+    """Odds-ratio preference optimisation: -log p of the chosen answers, plus weight · -log σ(log-odds ratio).
 
     Source: arXiv 2403.07691, equations 4 to 7. The odds of an answer are p / (1 - p), with p the geometric
     mean of its tokens' probabilities; it needs no reference.
 
     Args:
         chosen, rejected: (pairs,) mean log-likelihoods of a token, below 0.
-        likelihood_loss: the mean negative log-likelihood of the chosen answers' tokens.
         weight: λ.
     """
     ratio = _log_odds(chosen) - _log_odds(rejected)
-    return likelihood_loss - weight * logsigmoid(ratio).mean()
+    return -(chosen + weight * logsigmoid(ratio)).mean()
 
 
 def _log_odds(log_probability: Tensor) -> Tensor:

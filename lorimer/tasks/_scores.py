@@ -50,13 +50,14 @@ def of_single(logits: Tensor, right: Tensor) -> dict[str, float]:
 
 
 def of_multi(logits: Tensor, right: Tensor) -> dict[str, float]:
-    """Micro and macro F1, and how many rows are all right, of logits and 0/1 labels, both (N, labels)."""
+    """Micro and macro F1, over labels as in `macro_f1`, and how many rows are all right, of logits and 0/1
+    labels, both (N, labels)."""
     predicted, wanted = logits > 0, right > 0.5
-    both = (predicted & wanted).sum(0).double()
-    each = f1(both, predicted.sum(0), wanted.sum(0))
+    both, there = (predicted & wanted).sum(0).double(), (predicted | wanted).any(0)
+    each = f1(both, predicted.sum(0), wanted.sum(0))[there]
     return {
         "micro_f1": f1(both.sum(), predicted.sum(), wanted.sum()).item(),
-        "macro_f1": each.mean().item(),
+        "macro_f1": each.mean().item() if there.any() else 1.0,
         "all_right": (predicted == wanted).all(1).double().mean().item(),
     }
 

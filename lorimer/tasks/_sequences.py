@@ -109,20 +109,25 @@ def length_groups(lengths: Sequence[int], batch_size: int) -> tuple[int, ...]:
 
 
 def in_parts(
-    run: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], lengths: Tensor, size: int = PART
+    run: Callable[[dict[str, Tensor]], Tensor],
+    batch: dict[str, Tensor],
+    lengths: Tensor,
+    size: int = PART,
+    recomputed: bool = False,
 ) -> Tensor:
     """What `run` gives for each row of a batch padded on either side, a few rows of like lengths at a time.
 
     Args:
         batch: tensors (rows, length), among them "attention_mask".
         lengths: (rows,) of each row without its padding.
+        recomputed: see `attention_for`.
     """
     order = lengths.argsort(stable=True)
     outputs = []
     for places in order.split(size):
         seen = batch["attention_mask"][places].any(0).nonzero().squeeze(1)
         begin, end = int(seen[0]), int(seen[-1]) + 1
-        with attention_for(end - begin, lengths.device):
+        with attention_for(end - begin, lengths.device, recomputed):
             outputs.append(run({name: tensor[places, begin:end] for name, tensor in batch.items()}))
     return torch.cat(outputs)[order.argsort()]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from lorimer.errors import DataError
-from lorimer.tasks._chat_tokens import Completion, Preference, Tokens, encode, encode_preference, show_tokens
+from lorimer.tasks._chat_tokens import (
+    Completion,
+    Plain,
+    Preference,
+    Tokens,
+    encode,
+    encode_preference,
+    show_tokens,
+)
 from lorimer.tasks._held_out import split
 from lorimer.tasks._sequences import Row, Rows, length_groups, pack, row_of
 from lorimer.tasks._text_kinds import as_examples
@@ -72,13 +82,12 @@ class TextExamples:
         return show_tokens(self.first, tokenizer)
 
 
-def read_texts(recipe: Recipe, tokenizer: Any, *, packing: bool) -> TextExamples:
-    """Read, split and tokenise what the recipe names.
+def read_texts(recipe: Recipe, data: Any, tokenizer: Any, *, packing: bool) -> TextExamples:
+    """Read, split and tokenise what `data`, a recipe's section, names.
 
     Raises:
-        DataError: nothing can be read, or nothing is left to learn from or to hold out.
+        DataError: nothing can be read, or nothing is left to learn from or, where asked for, to judge by.
     """
-    data = recipe.data
     found = _read(data, data.path, data.max_rows)
     training, held_out = list(found.examples), []
     told = list(found.told)
@@ -95,6 +104,10 @@ def read_texts(recipe: Recipe, tokenizer: Any, *, packing: bool) -> TextExamples
     judged = _encode(held_out, tokenizer, data, skipped)
     if not encoded:
         raise DataError(f"{data.path}: nothing to learn from; {'; '.join(skipped)}")
+    if held_out and not judged:
+        raise DataError(
+            f"{data.validation.path or data.path}: nothing held out is left; {'; '.join(skipped)}"
+        )
     told += skipped
     prompts = tuple(text for text in map(_prompt_of, held_out or training) if text)[:_PROMPTS]
     first = encoded[0] if isinstance(encoded[0], Tokens) else encoded[0][0]
@@ -118,8 +131,9 @@ def read_choices(data: Any, tokenizer: Any) -> list[tuple[list[Row], int]]:
     Raises:
         DataError: a question lacks something; all are named.
     """
-    questions, problems = [], []
-    for number, row in enumerate(read_rows(data.choices).rows, 1):
+    read = read_rows(data.choices)
+    questions, problems = [], list(read.skipped)
+    for number, row in enumerate(read.rows, 1):
         choices, right = row.get("choices"), row.get("answer")
         if not isinstance(choices, list) or len(choices) < 2 or not isinstance(row.get("prompt"), str):
             problems.append(f"question {number}: needs `prompt` and a list of two `choices` or more")
@@ -129,40 +143,75 @@ def read_choices(data: Any, tokenizer: Any) -> list[tuple[list[Row], int]]:
             problems.append(f"question {number}: its answer {right!r} is none of its choices")
             continue
         texts = [
-            encode(Completion(row["prompt"], str(choice)), tokenizer, "assistant", data.max_length)
+            _without_end(
+                encode(Completion(row["prompt"], str(choice)), tokenizer, "assistant", sys.maxsize), tokenizer
+            )
             for choice in choices
         ]
+        if max(len(text.ids) for text in texts) > data.max_length or not all(any(t.learn) for t in texts):
+            problems.append(f"question {number}: is longer than data.max_length, or a choice is empty")
+            continue
         questions.append(([row_of([text]) for text in texts], place))
     if problems:
         raise DataError("\n  ".join([f"{data.choices}: {len(problems)} mistakes", *problems[:10]]))
     return questions
 
 
+def _without_end(tokens: Tokens, tokenizer: Any) -> Tokens:
+    """A choice is judged by what it says, not by its being over then."""
+    ends = tokens.ids[-1:] == (tokenizer.eos_token_id,)
+    return tokens.first(len(tokens.ids) - 1) if ends else tokens
+
+
 def _read(data: Any, place: str, limit: int | None = None) -> Any:
-    rows = read_rows(place, split=data.split, subset=data.subset, limit=limit)
+    split = data.split if place == data.path else data.validation.split
+    rows = read_rows(place, split=split, subset=data.subset, limit=limit)
     return as_examples(rows, data.kind, data.columns, data.system)
 
 
 def _encode(examples: Sequence[Any], tokenizer: Any, data: Any, skipped: list[str]) -> list[Any]:
-    """Tokens, or pairs of them, of all examples in which something is learned."""
+    """Tokens, or pairs of them, of all examples in which something is learned; plain texts may be several."""
     encoded: list[Any] = []
+    refused: Counter[str] = Counter()
+    longest = data.max_length
     empty = cut = 0
     for example in examples:
-        if isinstance(example, Preference):
-            both = encode_preference(example, tokenizer, data.max_length)
-            texts: tuple[Tokens, ...] = both
-        else:
-            texts = (encode(example, tokenizer, data.loss_on, data.max_length),)
-        if not all(any(text.learn[1:]) for text in texts):
-            empty += 1
+        try:
+            texts = _tokens_of(example, tokenizer, data)
+        except DataError as error:
+            refused[str(error)] += 1
             continue
-        cut += any(len(text.ids) == data.max_length for text in texts)
-        encoded.append(texts if len(texts) > 1 else texts[0])
+        if isinstance(example, Plain):
+            pieces = [text for text in texts if any(text.learn[1:])]
+            empty += not pieces
+            encoded += pieces
+        elif all(any(text.learn[1:]) for text in texts):
+            cut += any(len(text.ids) == longest for text in texts)
+            encoded.append(texts if len(texts) > 1 else texts[0])
+        else:
+            empty += 1
+    skipped += [f"{count} skipped: {reason}" for reason, count in refused.most_common(3)]
     if empty:
-        skipped.append(f"{empty} skipped: nothing to learn in their first {data.max_length} tokens")
+        skipped.append(f"{empty} skipped: nothing to learn in their first {longest} tokens")
     if cut:
-        skipped.append(f"{cut} reach data.max_length, {data.max_length} tokens, and may be cut")
+        skipped.append(f"{cut} reach data.max_length, {longest} tokens, and may be cut")
     return encoded
+
+
+def _tokens_of(example: Any, tokenizer: Any, data: Any) -> tuple[Tokens, ...]:
+    """The tokens of an example: of both answers, of a plain text in pieces, else one text.
+
+    Raises: as `encode`.
+    """
+    if isinstance(example, Preference):
+        return encode_preference(example, tokenizer, data.max_length)
+    if not isinstance(example, Plain):
+        return (encode(example, tokenizer, data.loss_on, data.max_length),)
+    whole = encode(example, tokenizer, data.loss_on, sys.maxsize)
+    return tuple(
+        Tokens(whole.ids[begin : begin + data.max_length], whole.learn[begin : begin + data.max_length])
+        for begin in range(0, len(whole.ids), data.max_length)
+    )
 
 
 def _rows(texts: Sequence[Tokens], capacity: int, batch_size: int, packing: bool) -> Rows:

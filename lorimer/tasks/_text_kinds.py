@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorimer.errors import DataError
@@ -92,9 +93,14 @@ def _detected(rows: Sequence[Row], source: str) -> str:
 
 
 def _with_system(example: Example, system: str | None) -> Example:
-    if system is None or not isinstance(example, Chat) or example.messages[0]["role"] == "system":
+    said: Message = {"role": "system", "content": system}
+    if system is None:
         return example
-    return Chat(({"role": "system", "content": system}, *example.messages), example.tools)
+    if isinstance(example, Chat) and example.messages[0]["role"] != "system":
+        return replace(example, messages=(said, *example.messages))
+    if isinstance(example, Preference) and example.prompt[0]["role"] != "system":
+        return replace(example, prompt=(said, *example.prompt))
+    return example
 
 
 def _text(row: Row, name: str) -> str:
@@ -107,8 +113,8 @@ def _text(row: Row, name: str) -> str:
 def _message(value: Any, role: str, content: str) -> Message:
     if not isinstance(value, Mapping):
         raise _Unusable("a message is no mapping")
-    who, said = value.get(role), value.get(content)
-    if who not in _ROLES:
+    who, said = value.get(role), _joined(value.get(content))
+    if not isinstance(who, str) or who not in _ROLES:
         raise _Unusable(f"a message is by {who!r}")
     others = {key: each for key, each in value.items() if key not in (role, content, "role", "content")}
     if said is None and not others.get("tool_calls"):
@@ -116,9 +122,40 @@ def _message(value: Any, role: str, content: str) -> Message:
     return {**others, "role": _ROLES[who], "content": said if said is not None else ""}
 
 
+def _joined(said: Any) -> str | None:
+    """What a message says: a text, or the texts of its parts."""
+    if said is None or isinstance(said, str):
+        return said
+    parts = (
+        [each.get("text") if isinstance(each, Mapping) else each for each in said]
+        if _is_list(said)
+        else [None]
+    )
+    if not all(isinstance(each, str) for each in parts):
+        raise _Unusable("a message says something other than text")
+    return "".join(parts)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _tools(row: Row) -> tuple[Any, ...]:
+    """The tools of a conversation: a list, or one written as JSON, as tables have it."""
+    tools = row.get("tools") or ()
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise _Unusable("tools is no JSON") from error
+    if not _is_list(tools) or not all(isinstance(each, Mapping) for each in tools):
+        raise _Unusable("tools is no list of mappings")
+    return tuple(tools)
+
+
 def _messages(row: Row, name: str, role: str = "role", content: str = "content") -> tuple[Message, ...]:
     values = row.get(name)
-    if not isinstance(values, list | tuple) or not values:
+    if not _is_list(values) or not values:
         raise _Unusable(f"{name} is no list of messages")
     return tuple(_message(value, role, content) for value in values)
 
@@ -130,14 +167,16 @@ def _spoken(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def _chat(row: Row) -> Chat:
-    return Chat(_spoken(_messages(row, "messages")), tuple(row.get("tools") or ()))
+    return Chat(_spoken(_messages(row, "messages")), _tools(row))
 
 
 def _sharegpt(row: Row) -> Chat:
-    messages = _spoken(_messages(row, "conversations", "from", "value"))
+    first = row["conversations"][0] if _is_list(row.get("conversations")) and row["conversations"] else None
+    names = ("role", "content") if isinstance(first, Mapping) and "role" in first else ("from", "value")
+    messages = _spoken(_messages(row, "conversations", *names))
     if row.get("system") and messages[0]["role"] != "system":
         messages = ({"role": "system", "content": row["system"]}, *messages)
-    return Chat(messages)
+    return Chat(messages, _tools(row))
 
 
 def _alpaca(row: Row) -> Chat:
@@ -168,10 +207,15 @@ def _plain(row: Row) -> Plain:
 def _preference(row: Row) -> Preference:
     answers = [_turns(row, name, "assistant") for name in ("chosen", "rejected")]
     prompt = _turns(row, "prompt", "user") if row.get("prompt") else ()
-    if not prompt:  # the prompt is what both begin with
-        count = next((n for n, (a, b) in enumerate(zip(*answers, strict=False)) if a != b), 0)
-        prompt = answers[0][:count]
-        answers = [each[count:] for each in answers]
+    count = next(
+        (n for n, (a, b) in enumerate(zip(*answers, strict=False)) if a != b), min(map(len, answers))
+    )
+    shared, answers = answers[0][:count], [each[count:] for each in answers]
+    if shared[: len(prompt)] != prompt:  # what both begin with is part of the prompt, or all of it
+        shared = (*prompt, *shared)
+    prompt = shared
+    if row.get("system") and prompt and prompt[0]["role"] != "system":
+        prompt = ({"role": "system", "content": _text(row, "system")}, *prompt)
     if not prompt:
         raise _Unusable("there is no prompt")
     if answers[0] == answers[1] or not all(answers):

@@ -2,7 +2,7 @@
 
     .jsonl .json .csv .tsv .parquet .yaml .yml     rows as they stand there
     .txt, or no ending                             one text, or several between lines of a single %
-    a folder                                       of such files; or of one folder per label with .txt in each
+    a folder                                       of such files; for labels, of one folder per label too
     a name                                         a dataset on the hub
 
 A row that cannot be read is skipped, and said; a file without one good row is an error.
@@ -25,6 +25,15 @@ from lorimer.errors import DataError, MissingDependencyError
 Row = Mapping[str, Any]
 
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")  # what terminals take for colours, as fortunes have them
+_OF_A_ROW = {
+    "messages",
+    "conversations",
+    "prompt",
+    "chosen",
+    "rejected",
+    "choices",
+    "tools",
+}  # lists in a row
 _SHOWN = 3  # how many reasons of one file are told
 
 
@@ -38,7 +47,12 @@ class Rows:
 
 
 def read_rows(
-    place: str, *, split: str | None = None, subset: str | None = None, limit: int | None = None
+    place: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    limit: int | None = None,
+    by_label: bool = False,
 ) -> Rows:
     """The rows of a file, a folder or a dataset on the hub.
 
@@ -46,6 +60,7 @@ def read_rows(
         split, subset: of a dataset on the hub; `train` and its only configuration by default.
         limit: at most so many rows, the first. JSONL, tables and Parquet are read no further, and no more of
             a dataset on the hub is fetched.
+        by_label: a folder of folders with .txt holds texts with the folders' names as labels.
 
     Raises:
         DataError: there is nothing, or nothing that can be read; names the file, the line and the mend.
@@ -55,8 +70,14 @@ def read_rows(
     if path.is_file():
         return _of_file(path, limit)
     if path.is_dir():
-        return _of_folder(path, limit)
-    if path.suffix or place.startswith((".", "/", "~")) or place.count("/") > 1:
+        labels = [each for each in sorted(path.iterdir()) if each.is_dir()] if by_label else []
+        labels = [each for each in labels if _texts_in(each)]
+        return _of_labels(path, labels, limit) if labels else _of_folder(path, limit)
+    if (
+        path.suffix.lower() in filter(None, _READERS)
+        or place.startswith((".", "/", "~"))
+        or place.count("/") > 1
+    ):
         raise DataError(f"data: there is no file or folder {place}")
     return _of_hub(place, split or "train", subset, limit)
 
@@ -78,11 +99,6 @@ def _of_file(path: Path, limit: int | None) -> Rows:
 
 
 def _of_folder(folder: Path, limit: int | None) -> Rows:
-    labels = sorted(each for each in folder.iterdir() if each.is_dir() and any(each.glob("*.txt")))
-    if labels:
-        files = [(label.name, file) for label in labels for file in sorted(label.glob("*.txt"))]
-        every = ({"text": _read_text(file), "label": label} for label, file in files)
-        return Rows(list(itertools.islice((row for row in every if row["text"].strip()), limit)), folder.name)
     files_here = sorted(
         each
         for each in folder.rglob("*")
@@ -104,6 +120,29 @@ def _of_folder(folder: Path, limit: int | None) -> Rows:
     )
 
 
+def _texts_in(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.suffix.lower() == ".txt")
+
+
+def _of_labels(folder: Path, labels: Sequence[Path], limit: int | None) -> Rows:
+    """A text from each label in turn, so that the first rows hold all labels."""
+    turns = itertools.zip_longest(*([(label.name, file) for file in _texts_in(label)] for label in labels))
+    files = [each for turn in turns for each in turn if each is not None]
+    rows, empty = [], 0
+    for label, file in files[:limit]:
+        text = _read_text(file)
+        empty += not text.strip()
+        if text.strip():
+            rows.append({"text": text, "label": label})
+    others = [each.name for each in sorted(folder.iterdir()) if each not in labels]
+    skipped = [f"{folder.name}: {empty} empty files skipped"] if empty else []
+    if others:
+        skipped.append(f"{folder.name}: {len(others)} without .txt left alone: {', '.join(others[:_SHOWN])}")
+    if not rows:
+        raise DataError(f"{folder}: all its texts are empty")
+    return Rows(rows, folder.name, tuple(skipped))
+
+
 def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Rows:
     try:
         from datasets import load_dataset
@@ -112,12 +151,26 @@ def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Row
             f'data: {name}: datasets of the hub need the package datasets: pip install "lorimer[text]"'
         ) from error
     try:
-        if limit is None:
-            return Rows(load_dataset(name, subset, split=split), name)
-        return Rows(list(load_dataset(name, subset, split=split, streaming=True).take(limit)), name)
+        found = load_dataset(name, subset, split=split, streaming=limit is not None)
     except (OSError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise DataError(f"data: there is no file or folder {name}, and the hub gives: {first}") from error
+    named = {
+        column: feature.names
+        for column, feature in (getattr(found, "features", None) or {}).items()
+        if isinstance(getattr(feature, "names", None), list)
+    }  # labels, which stand there as numbers
+    rows = found if limit is None else list(found.take(limit))
+    return Rows([_with_names(row, named) for row in rows] if named else rows, name)
+
+
+def _with_names(row: Row, named: Mapping[str, Sequence[str]]) -> Row:
+    """A row with what its numbers stand for; -1 stands for nothing."""
+    told = {
+        column: names[row[column]] if isinstance(row[column], int) and row[column] >= 0 else None
+        for column, names in named.items()
+    }
+    return {**row, **told}
 
 
 @contextlib.contextmanager
@@ -146,8 +199,9 @@ def _jsonl(path: Path, problems: list[str]) -> Iterator[Row]:
                 continue
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
-                problems.append(f"line {number} is no JSON ({error.msg})")
+                json.dumps(value, ensure_ascii=False).encode()  # half a character makes tokenizers fail
+            except (ValueError, RecursionError) as error:
+                problems.append(f"line {number} is no JSON ({getattr(error, 'msg', error)})")
                 continue
             if isinstance(value, dict):
                 yield value
@@ -163,6 +217,8 @@ def _json(path: Path, problems: list[str]) -> Iterator[Row]:
             yield from _jsonl(path, problems)
             return
         raise DataError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no JSON that can be read: {error}") from error
     yield from _listed(value, path, problems)
 
 
@@ -171,7 +227,7 @@ def _yaml(path: Path, problems: list[str]) -> Iterator[Row]:
 
     try:
         value = yaml.load(_read_text(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
     if isinstance(value, dict) and isinstance(value.get("conversations"), list):
         value = value["conversations"]  # of lists, each a conversation
@@ -181,8 +237,8 @@ def _yaml(path: Path, problems: list[str]) -> Iterator[Row]:
 def _listed(value: Any, path: Path, problems: list[str]) -> Iterator[Row]:
     """Rows of a list, or of the one list that a mapping has (`data`, `rows`, ...)."""
     if isinstance(value, dict):
-        lists = [each for each in value.values() if isinstance(each, list)]
-        value = lists[0] if len(lists) == 1 else [value]
+        lists = {name: each for name, each in value.items() if isinstance(each, list)}
+        value = [value] if len(lists) != 1 or lists.keys() & _OF_A_ROW else next(iter(lists.values()))
     if not isinstance(value, list):
         raise DataError(f"{path}: must hold a list of rows, not {type(value).__name__}")
     for number, each in enumerate(value, 1):
@@ -201,17 +257,20 @@ def _table(separator: str) -> Callable[[Path, list[str]], Iterator[Row]]:
         csv.field_size_limit(2**27)
         with _opened(path) as text:
             if separator == ",":
-                lines = csv.reader(text)
+                lines = csv.reader(text, strict=True)
             else:  # a tab ends a field, always
                 lines = csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
             names = [name.strip() for name in next(lines, [])]
             if len(set(names)) < len(names) or not all(names):
                 raise DataError(f"{path}: the first line must name the columns, each once: {names[:8]}")
-            for row in lines:
-                if len(row) == len(names):
-                    yield dict(zip(names, row, strict=True))
-                elif row:
-                    problems.append(f"line {lines.line_num} has {len(row)} fields and not {len(names)}")
+            try:
+                for row in lines:
+                    if len(row) == len(names):
+                        yield dict(zip(names, row, strict=True))
+                    elif row:
+                        problems.append(f"line {lines.line_num} has {len(row)} fields and not {len(names)}")
+            except csv.Error as error:
+                raise DataError(f"{path}: line {lines.line_num}: {error}; is a quote not closed?") from error
 
     return read
 

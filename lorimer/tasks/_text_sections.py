@@ -19,6 +19,8 @@ class HeldOut(Section):
     """This share of the examples, chosen by the seed."""
     path: str | None = None
     """Examples of their own, in any form that `data.path` may have."""
+    split: str = "test"
+    """Which split of a dataset on the hub that `path` names, which may be that of `data.path`."""
 
 
 class TextData(Section):

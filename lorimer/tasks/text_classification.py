@@ -24,7 +24,7 @@ from lorimer.tasks._classified_texts import Labels, Text, as_texts, find_labels
 from lorimer.tasks._classifier import load_with_head
 from lorimer.tasks._confusion import draw_confusion
 from lorimer.tasks._held_out import split
-from lorimer.tasks._language_files import load_tokenizer
+from lorimer.tasks._language_files import load_tokenizer, within_positions
 from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._packed_texts import Layers, layers_of
 from lorimer.tasks._scores import confusion, of_multi, of_regression, of_single
@@ -126,7 +126,9 @@ class TextClassification(Task):
         data, name = self.recipe.data, self.recipe.model
         if not isinstance(name, str):
             raise RecipeError("model: text-classification needs `minilm`, a folder or a hub name")
-        self._rows = read_rows(data.path, split=data.split, subset=data.subset, limit=data.max_rows)
+        self._rows = read_rows(
+            data.path, split=data.split, subset=data.subset, limit=data.max_rows, by_label=True
+        )
         self.labels = find_labels(self._rows, data.label, data.kind, data.labels)
         if self.labels.kind != "single" and self.recipe.objective.class_weights != "none":
             raise RecipeError(
@@ -134,9 +136,11 @@ class TextClassification(Task):
             )
         names = self.labels.names or ("value",)
         self.tokenizer = load_tokenizer(name)
+        self.tokenizer.padding_side = "right"  # positions and poolers count from the first token
         dtype = self.recipe.train.weights_dtype()
         model, self._new = load_with_head(name, names, self.tokenizer, dtype)
         self._layers = layers_of(model)
+        self._texts, self._told = within_positions(data, model)
         return model
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
@@ -159,11 +163,14 @@ class TextClassification(Task):
         ]
 
     def data(self, model: nn.Module) -> Dataset[Any]:
-        data = self.recipe.data
-        texts, self._told = as_texts(self._rows, self.labels, data.text, data.pair, data.label)
+        data = self._texts
+        texts, told = as_texts(self._rows, self.labels, data.text, data.pair, data.label)
+        self._told += told
         held_out: list[Text] = []
         if data.validation.path is not None:
-            rows = read_rows(data.validation.path, split=data.split, subset=data.subset)
+            rows = read_rows(
+                data.validation.path, split=data.validation.split, subset=data.subset, by_label=True
+            )
             held_out, told = as_texts(rows, self.labels, data.text, data.pair, data.label)
             self._told += [f"held out: {line}" for line in told]
         elif data.validation.fraction is not None:
@@ -210,10 +217,11 @@ class TextClassification(Task):
         """(texts, labels) Without padding, or in parts of like lengths, each padded to its own longest: the
         same as at once, cheaper."""
         told = {key: value for key, value in batch.items() if key not in ("label", "weight")}
+        mask, anew = told["attention_mask"], self.recipe.train.gradient_checkpointing
         if self._layers is None:
-            logits = in_parts(lambda part: model(**part).logits, told, told["attention_mask"].sum(1))
+            logits = in_parts(lambda part: model(**part).logits, told, mask.sum(1), recomputed=anew)
         else:
-            with self._layers.packed(told["attention_mask"]):
+            with self._layers.packed(mask, recomputed=anew):
                 logits = model(**told).logits
         return logits.float()
 
@@ -278,4 +286,6 @@ class TextClassification(Task):
             "task": self.name,
             "labels": json.dumps(labels.names, ensure_ascii=False),
             "label_kind": labels.kind,
+            "max_length": str(self._texts.max_length),
+            **({"pair": self.recipe.data.pair} if self.recipe.data.pair else {}),
         }

@@ -19,8 +19,8 @@ import lorimer
 from lorimer.errors import RecipeError
 from lorimer.tasks._base import Task
 from lorimer.tasks._causal import CausalHead, head_of, log_likelihoods, losses, mean_loss
-from lorimer.tasks._generation import answer, prompt_ids
-from lorimer.tasks._language_files import load_causal
+from lorimer.tasks._generation import PLAIN, answer, prompt_ids
+from lorimer.tasks._language_files import load_causal, within_positions
 from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._preference_loss import dpo, ipo, orpo
 from lorimer.tasks._sequences import collate_rows
@@ -51,6 +51,7 @@ class TextGeneration(Task):
             raise RecipeError("model: text-generation needs `smollm2`, a folder, a .gguf file or a hub name")
         model, self.tokenizer = load_causal(self.recipe.model, self.recipe.train.weights_dtype())
         self._head = head_of(model)
+        self._texts, self._cut = within_positions(self.recipe.data, model)
         self._shape = _shape_of(model)
         if self.recipe.data.packing and not self._head.packs:
             raise RecipeError(
@@ -66,8 +67,8 @@ class TextGeneration(Task):
     def data(self, model: nn.Module) -> Dataset[Any]:
         recipe = self.recipe
         packing = self._head.packs if recipe.data.packing is None else recipe.data.packing
-        self._examples = read_texts(recipe, self.tokenizer, packing=packing)
-        self._choices = read_choices(recipe.data, self.tokenizer) if recipe.data.choices else []
+        self._examples = read_texts(recipe, self._texts, self.tokenizer, packing=packing)
+        self._choices = read_choices(self._texts, self.tokenizer) if recipe.data.choices else []
         wanted = recipe.objective.loss
         self._loss = (
             ("dpo" if self._examples.preferences else "cross-entropy") if wanted == "auto" else wanted
@@ -98,17 +99,16 @@ class TextGeneration(Task):
         chosen, rejected = sums.chunk(2)
         if self._loss == "orpo":
             few, many = counts.chunk(2)
-            nll = -chosen.sum() / few.sum()
             mean, other = chosen / few, rejected / many
-            return orpo(mean, other, nll, options.beta), mean - other
+            return orpo(mean, other, options.beta), mean - other
         with torch.no_grad(), lorimer.disabled(model):
             first, second = log_likelihoods(model, self._head, batch)[0].chunk(2)
+        if self._loss == "ipo":
+            few, many = counts.chunk(2)
+            chosen, first, rejected, second = chosen / few, first / few, rejected / many, second / many
         margin = (chosen - first) - (rejected - second)
         if self._loss == "ipo":
-            each = counts.chunk(2)
-            return ipo(
-                chosen / each[0], rejected / each[1], first / each[0], second / each[1], options.beta
-            ), margin
+            return ipo(chosen, rejected, first, second, options.beta), margin
         return dpo(chosen, rejected, first, second, options.beta, options.label_smoothing), margin
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -158,12 +158,14 @@ class TextGeneration(Task):
         """One text file: each prompt, and the answer at each strength."""
         wanted = self.recipe.preview
         prompts = self._prompts()
+        assert self._examples is not None
         if not prompts or not wanted.strengths:
             return []
         lines = [f"{self.recipe.name}, after {step} steps"]
         for prompt in prompts:
             lines += ["", f"> {prompt}"]
-            ids = prompt_ids(self.tokenizer, prompt, self.recipe.data.system)
+            plain = self._examples.kind in PLAIN
+            ids = prompt_ids(self.tokenizer, prompt, self.recipe.data.system, plain=plain)
             for strength in wanted.strengths:
                 with lorimer.strength(model, strength):
                     said = answer(model, self.tokenizer, ids, max_tokens=wanted.max_tokens)
@@ -180,7 +182,7 @@ class TextGeneration(Task):
 
     def describe(self, model: nn.Module, data: Dataset[Any]) -> list[str]:
         assert self._examples is not None
-        lines = list(self._examples.told)
+        lines = [*self._cut, *self._examples.told]
         if not self._head.in_chunks:
             lines.append("the head of this model is not a plain one: all logits of learned tokens are held")
         return lines
@@ -191,7 +193,8 @@ class TextGeneration(Task):
         return self._examples.shown(self.tokenizer)
 
     def metadata(self) -> dict[str, str]:
-        return {"base_model": shown_name(str(self.recipe.model)), "task": self.name, **self._shape}
+        kind = {} if self._examples is None else {"text_kind": self._examples.kind}
+        return {"base_model": shown_name(str(self.recipe.model)), "task": self.name, **kind, **self._shape}
 
 
 def _shape_of(model: Any) -> dict[str, str]:

@@ -79,7 +79,7 @@ class Setup:
         """Leave training mode, but for the adapter, the whole model, by which losses may go, and modules
         that compute anew in the backward pass, which they do in training mode only."""
         for module in self.model.modules():
-            if module is not self.model and not hasattr(module, "gradient_checkpointing"):
+            if module is not self.model and not getattr(module, "gradient_checkpointing", False):
                 module.training = False
         for layer in self.adapter.layers.values():
             layer.train()

@@ -93,6 +93,37 @@ def test_labels_of_texts_and_files(judge: Path, tmp_path: Path) -> None:
     assert call("predict", judge, "b").endswith("%\tb\n")
 
 
+def test_files_answer_row_by_row_or_not_at_all(judge: Path, tmp_path: Path) -> None:
+    broken, empty = tmp_path / "broken.jsonl", tmp_path / "empty.jsonl"
+    broken.write_text('{"text": "a"}\n{broken\n{"text": "b"}\n')
+    empty.write_text('{"text": "a"}\n{"text": " "}\n')
+    for arguments, message in (
+        (("--file", broken), "line 2 is no JSON"),
+        (("--file", empty), "text 2 is empty"),
+        (("",), "text 1 is empty"),
+    ):
+        with pytest.raises(lorimer.errors.LorimerError, match=message):
+            call("predict", judge, *arguments)
+
+
+def test_pairs_are_predicted_as_pairs(tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    lines = [f"a,text {n},{'good' if n % 2 else 'bad'}\n" for n in range(6)]
+    data.write_text("text,second,label\n" + "".join(lines))
+    values = {"task": "text-classification", "model": str(save_tiny_encoder(tmp_path / "model"))}
+    wanted = {
+        **values,
+        "data": {"path": str(data), "pair": "second", "max_length": 32},
+        "train": TRAIN,
+        "output": str(tmp_path / "run"),
+    }
+    run = train(load_recipe(wanted, [], {})).folder
+    told = answers("predict", run, "--file", data)
+    assert len({each["probabilities"]["good"] for each in told}) == 6
+    with pytest.raises(UsageError, match="learned pairs of texts"):
+        call("predict", run, "a")
+
+
 def test_strength_moves_from_the_base_with_the_trained_head(judge: Path) -> None:
     def share(strength: float) -> float:
         return float(answers("predict", judge, "text 1", "--strength", strength)[0]["probabilities"]["good"])

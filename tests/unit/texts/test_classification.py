@@ -12,6 +12,7 @@ from PIL import Image
 
 import lorimer
 from lorimer.errors import DataError, RecipeError
+from lorimer.tasks import text_classification
 from lorimer.tasks._classified_texts import as_texts, find_labels
 from lorimer.tasks._text_rows import Rows
 from lorimer.train.engine import train
@@ -65,7 +66,43 @@ def test_rows_without_a_text_or_a_known_label_are_counted() -> None:
     assert len(texts) == 2 and "3 skipped" in told[0] and "'c' is none of the labels" in told[0]
 
 
+def test_labels_in_tables_may_stand_between_commas() -> None:
+    rows = Rows(rows_of("a, b", "b", "c"), "x")
+    labels = find_labels(rows, "label", "multi", ())
+    assert labels.names == ("a", "b", "c") and labels.of("c,a") == (0, 2)
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  ", float("nan")])
+def test_what_tables_write_for_nothing_is_no_label(nothing: Any) -> None:
+    rows = Rows(rows_of(0.0, 1.0, nothing, 1.0), "x")
+    labels = find_labels(rows, "label", None, ())
+    assert (labels.kind, labels.names) == ("single", ("0", "1"))
+    texts, told = as_texts(rows, labels, "text", None, "label")
+    assert len(texts) == 3 and "1 because 'label' is empty" in told[0]
+
+
+def test_labels_that_do_not_fit_their_kind_are_counted() -> None:
+    for values, kind in (
+        ([0.5, [1.0], float("inf"), 2.5], "regression"),
+        (["a", ["a"], ["b"], "b"], "single"),
+    ):
+        rows = Rows(rows_of(*values), "x")
+        texts, told = as_texts(rows, find_labels(rows, "label", kind, ("a", "b")), "text", None, "label")
+        assert len(texts) == 2 and "2 skipped" in told[0]
+
+
+def test_texts_longer_than_the_models_positions_are_cut(tmp_path: Path) -> None:
+    rows = [{"text": "x" * 400, "label": label} for label in "abab"]
+    setup = build(recipe(tmp_path, rows, "data.max_length=512"))
+    assert max(setup.data.lengths) == 256  # type: ignore[attr-defined]
+    assert "has positions for 256 tokens" in "".join(setup.task.describe(setup.model, setup.data))
+
+
 def test_what_cannot_be_labels_is_refused() -> None:
+    with pytest.raises(DataError, match="two labels or more, each once"):
+        find_labels(Rows(rows_of("a", "b"), "x"), "label", None, ("a", "a"))
+    with pytest.raises(DataError, match="no row has any label"):
+        find_labels(Rows(rows_of([], []), "x"), "label", None, ())
     with pytest.raises(DataError, match=r"no row has a 'mood'.*data\.label.*text, label"):
         find_labels(Rows(rows_of("a", "b"), "x"), "mood", None, ())
     with pytest.raises(DataError, match="every row has the label 'a'"):
@@ -100,6 +137,23 @@ def test_every_kind_trains_and_its_file_gives_the_same_answers(
     assert again == pytest.approx({name: result.metrics[name] for name in again}, abs=1e-6)
     metadata = lorimer.read(result.adapter).metadata
     assert json.loads(metadata["labels"]) == list(setup.task.labels.names)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "causal"])
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "in parts"])
+def test_recomputing_in_bfloat16_takes_the_same_kernels(
+    causal: bool, packs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it did not, torch would find other tensors in the backward pass than in the forward pass."""
+    if not packs:
+        monkeypatch.setattr(text_classification, "layers_of", lambda model: None)
+    ways = (
+        "train.gradient_checkpointing=true",
+        "train.mixed_precision=bf16",
+        "train.base_dropout=false",
+        "data.validation.fraction=null",
+    )
+    assert train(recipe(tmp_path, rows_of(*"aaaab"), *ways, causal=causal)).steps == TRAIN["steps"]
 
 
 def test_balanced_classes_count_the_same_together(tmp_path: Path) -> None:

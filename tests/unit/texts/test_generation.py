@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from lorimer.cli import app
-from lorimer.errors import RecipeError
+from lorimer.errors import DataError, RecipeError
 from lorimer.train.engine import train
 from lorimer.train.recipe import Recipe, load_recipe
 from lorimer.train.setup import build
@@ -67,6 +67,73 @@ def test_packed_and_padded_steps_are_the_same_step(tmp_path: Path) -> None:
             total += micro_loss(setup, batch).item() * micro.share
         losses.append(total)
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo"])
+def test_a_step_on_preferences_is_the_same_however_it_is_cut(loss: str, tmp_path: Path) -> None:
+    losses = []
+    for size in (1, 4, 9):
+        setup = build(recipe(tmp_path, PREFERENCES, f"objective.loss={loss}", f"train.batch_size={size}"))
+        for parameter in setup.parameters:
+            torch.manual_seed(parameter.numel())
+            torch.nn.init.normal_(parameter, std=0.2)
+        pairs = [setup.data[place] for place in range(8)]
+        parts = [pairs[begin : begin + size] for begin in range(0, 8, size)]
+        losses.append(
+            sum(micro_loss(setup, setup.task.collate(part)).item() * len(part) for part in parts) / 8
+        )
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+def test_long_plain_texts_are_learned_to_their_end(tmp_path: Path) -> None:
+    rows = [{"text": chr(ord("a") + place) * 150} for place in range(4)]
+    setup = build(recipe(tmp_path, rows, "data.validation.fraction=null"))
+    ids = sorted(token for place in range(len(setup.data)) for token in setup.data[place].ids)
+    assert len(ids) == 4 * 151 and max(len(setup.data[n].ids) for n in range(len(setup.data))) <= 64
+
+
+def test_choices_are_judged_by_what_they_say(tmp_path: Path) -> None:
+    choices = tmp_path / "choices.jsonl"
+    choices.write_text(json.dumps({"prompt": "2 is ", "choices": ["even", "odd"], "answer": "even"}))
+    setup = build(recipe(tmp_path, TEXTS, f"data.choices={choices}"))
+    ((rows, right),) = setup.task._choices  # type: ignore[attr-defined]
+    assert right == 0 and [row.learned for row in rows] == [4, 3]
+    for bad, message in (
+        ("\n{broken", "line 2 is no JSON"),
+        (
+            "\n" + json.dumps({"prompt": "x" * 64, "choices": ["a", "b"], "answer": 0}),
+            "question 2: is longer",
+        ),
+    ):
+        choices.write_text(choices.read_text().splitlines()[0] + bad)
+        with pytest.raises(DataError, match=message):
+            build(recipe(tmp_path, TEXTS, f"data.choices={choices}"))
+
+
+def test_conversations_that_the_template_refuses_are_skipped_and_told(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3
+    odd = {"messages": [{"role": "system", "content": "no"}, *rows[0]["messages"]]}
+    wanted = recipe(tmp_path, [*rows, odd], "data.validation.fraction=null")
+    config = tmp_path / "model" / "tokenizer_config.json"
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m['content'] }}</s>{% endfor %}"
+    )
+    (tmp_path / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
+    setup = build(wanted)
+    told = "\n".join(setup.task.describe(setup.model, setup.data))
+    assert "1 skipped: the model's chat template refuses a conversation of system, user, assistant" in told
+
+
+def test_previews_ask_as_was_learned(tmp_path: Path) -> None:
+    setup = build(recipe(tmp_path, TEXTS, "preview.prompts=[2 is]", "preview.max_tokens=1"))
+    seen: list[list[int]] = []
+    forward = setup.model.forward
+    setup.model.forward = lambda **told: seen.append(told["input_ids"][0].tolist()) or forward(**told)  # type: ignore[method-assign, func-returns-value]
+    setup.task.preview(setup.model.eval(), tmp_path / "samples", 1)
+    assert seen[0] == list(setup.task.tokenizer("2 is")["input_ids"])  # type: ignore[attr-defined]
+    assert setup.task.metadata()["text_kind"] == "prompt-completion"
 
 
 def test_a_text_that_is_learned_becomes_likely(tmp_path: Path) -> None:

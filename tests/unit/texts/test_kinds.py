@@ -41,9 +41,36 @@ def test_columns_can_be_called_otherwise() -> None:
     assert found.examples == (Completion("a", "b"),)
 
 
-def test_preferences_may_hold_their_prompt() -> None:
-    row = {"chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "c"}]}
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "a"}, {"prompt": TURNS[:1]}])
+def test_preferences_may_hold_their_prompt(prompt: dict[str, Any]) -> None:
+    row = {**prompt, "chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "c"}]}
     assert as_examples(Rows([row], "x"), None, {}, None).examples == (CASES["preference"][1],)
+
+
+def test_preferences_get_system_messages_too() -> None:
+    row = CASES["preference"][0]
+    for rows, system in (([row], "kind"), ([{**row, "system": "kind"}], None)):
+        (example,) = as_examples(Rows(rows, "x"), None, {}, system).examples
+        assert example.prompt[0] == {"role": "system", "content": "kind"}  # type: ignore[union-attr]
+
+
+def test_tools_may_be_written_as_json() -> None:
+    tools = [{"name": "clock"}]
+    for given in (tools, '[{"name": "clock"}]'):
+        for row in ({"messages": TURNS}, CASES["sharegpt"][0]):
+            (example,) = as_examples(Rows([{**row, "tools": given}], "x"), None, {}, None).examples
+            assert example.tools == tuple(tools)  # type: ignore[union-attr]
+    told = as_examples(Rows([{"messages": TURNS}, {"messages": TURNS, "tools": 5}], "x"), None, {}, None).told
+    assert "1 skipped: 1 because tools is no list of mappings" in told[0]
+
+
+def test_messages_may_come_in_parts() -> None:
+    parts = [{"type": "text", "text": "a"}]
+    row = {"messages": [{"role": "user", "content": parts}, TURNS[1]]}
+    assert as_examples(Rows([row], "x"), None, {}, None).examples == (Chat(tuple(TURNS)),)
+    row = {"messages": [{"role": ["user"], "content": "a"}, {"role": "user", "content": 5}]}
+    with pytest.raises(DataError, match="by \\['user'\\]"):
+        as_examples(Rows([row], "x"), None, {}, None)
 
 
 def test_a_system_message_is_added_where_there_is_none() -> None:

@@ -85,7 +85,45 @@ def test_folders_of_files_and_of_labels(tmp_path: Path) -> None:
         (labels / label).mkdir(parents=True)
         (labels / label / "1.txt").write_text(f"it is {label}")
     assert [row["text"] for row in read_rows(str(files)).rows] == ["a", "b"]
-    assert [row["label"] for row in read_rows(str(labels)).rows] == ["bad", "good"]
+    (labels / "good" / "2.txt").write_text("")
+    (labels / "about.md").write_text("")
+    found = read_rows(str(labels), by_label=True)
+    assert [row["label"] for row in found.rows] == ["bad", "good"]
+    assert "1 empty files" in found.skipped[0] and "about.md" in found.skipped[1]
+    assert [row["text"] for row in read_rows(str(labels), limit=2).rows] == ["it is bad", "it is good"]
+
+
+def test_the_first_rows_hold_every_label(tmp_path: Path) -> None:
+    for label in ("bad", "good"):
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            (tmp_path / label / f"{number}.txt").write_text("x")
+    found = read_rows(str(tmp_path), by_label=True, limit=4)
+    assert [row["label"] for row in found.rows] == ["bad", "good"] * 2
+
+
+def test_labels_of_the_hub_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    made = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or made
+    )
+    assert read_rows("someone/reviews-2.5").rows == [
+        {"text": "a", "label": "good"},
+        {"text": "b", "label": None},
+    ]
+    assert asked == [(("someone/reviews-2.5", None), {"split": "train", "streaming": False})]
+
+
+def test_a_single_conversation_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text('{"messages": [{"role": "user", "content": "a"}]}')
+    assert list(read_rows(str(path)).rows) == [{"messages": [{"role": "user", "content": "a"}]}]
 
 
 def test_conversations_in_yaml(tmp_path: Path) -> None:
@@ -113,6 +151,9 @@ def test_broken_rows_are_told_by_their_line(tmp_path: Path) -> None:
         ("x.csv", b"a,a\n1,2\n", "must name the columns"),
         ("x.txt", b"caf\xe9", "is not UTF-8 text"),
         ("x.docx", b"PK", "no known form of data"),
+        ("quote.csv", b'text,label\na,"b\nc,d\n', "quote not closed"),
+        ("deep.jsonl", b"[" * 100_000, "line 1 is no JSON"),
+        ("half.jsonl", b'{"text": "\\ud83d"}', "line 1 is no JSON"),
         ("x.parquet", b"PAR", "is no Parquet file"),
         ("x.yaml", b"a: [", "is no YAML"),
     ],

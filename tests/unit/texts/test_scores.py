@@ -36,6 +36,12 @@ def test_several_labels() -> None:
     assert scores == pytest.approx({"micro_f1": 4 / 5, "macro_f1": (2 / 3 + 1) / 2, "all_right": 2 / 3})
 
 
+def test_labels_that_are_nowhere_do_not_count() -> None:
+    right = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    assert of_multi(right * 2 - 1, right)["macro_f1"] == 1.0
+    assert of_multi(-torch.ones(2, 3), torch.zeros(2, 3))["macro_f1"] == 1.0
+
+
 def test_numbers() -> None:
     right = torch.tensor([1.0, 2.0, 3.0, 3.0])
     assert of_regression(right * 2 + 1, right)["pearson"] == pytest.approx(1.0)
