@@ -187,9 +187,10 @@ def within_positions(data: Any, model: Any) -> tuple[Any, list[str]]:
     """A recipe's `data` with a `max_length` that the model has positions for; a line where that is less."""
     base = model.base_model
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    table = getattr(getattr(base, "embeddings", None), "position_embeddings", None)
-    if isinstance(known, int) and getattr(table, "padding_idx", None) is not None:
-        known -= table.padding_idx + 1  # RoBERTa counts from behind its padding
+    table: Any = getattr(getattr(base, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if isinstance(known, int) and padding is not None:
+        known -= padding + 1  # RoBERTa counts from behind its padding
     if not isinstance(known, int) or known < 1 or data.max_length <= known:
         return data, []
     return data.model_copy(update={"max_length": known}), [
