@@ -126,14 +126,9 @@ def _joined(said: Any) -> str | None:
     """What a message says: a text, or the texts of its parts."""
     if said is None or isinstance(said, str):
         return said
-    parts = (
-        [each.get("text") if isinstance(each, Mapping) else each for each in said]
-        if _is_list(said)
-        else [None]
-    )
-    if not all(isinstance(each, str) for each in parts):
+    if not _is_list(said):
         raise _Unusable("a message says something other than text")
-    return "".join(parts)
+    return "".join(_text(part if isinstance(part, Mapping) else {"text": part}, "text") for part in said)
 
 
 def _is_list(value: Any) -> bool:
