@@ -7,7 +7,7 @@ One alpha stands for all layers, and each layer's scale is it over the layer's r
 commonest stands in the file, and the B of others is multiplied by what they have more or less.
 
 The base must be known: `architecture` (transformers' model_type), `attention_heads` and `key_value_heads`
-stand in the adapter's metadata, where the task text-generation writes them.
+stand in the adapter's metadata, where the task text-generation writes them, and `tied_head` where it is.
 """
 
 from __future__ import annotations
@@ -88,6 +88,11 @@ class GgufFormat(Format):
         require_writable(state)
         _require_plain(state)
         base = _Base.of(state)
+        if "lm_head" in state.layers and state.metadata.get("tied_head") == "yes":
+            raise FileFormatError(
+                "the gguf format: this model's vocabulary head is its embedding, and llama.cpp has no place "
+                f"for an adapter there; train without lm_head. {_OTHERS}"
+            )
         tensors: dict[str, Tensor] = {}
         for layer, own in GgufFormat.kept(state).layers.items():
             b, heads = own.tensors["B"], base.heads(layer)

@@ -204,4 +204,6 @@ def _shape_of(model: Any) -> dict[str, str]:
     if not isinstance(heads, int):
         return {}
     few = getattr(config, "num_key_value_heads", None) or heads
-    return {"architecture": config.model_type, "attention_heads": str(heads), "key_value_heads": str(few)}
+    tied = {"tied_head": "yes"} if getattr(config, "tie_word_embeddings", False) else {}
+    shape = {"architecture": config.model_type, "attention_heads": str(heads), "key_value_heads": str(few)}
+    return {**shape, **tied}

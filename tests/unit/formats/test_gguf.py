@@ -161,6 +161,10 @@ def state(**changes: Any) -> AdapterState:
             "no names for 'model.embed_tokens'",
         ),
         (lambda: state(adapter={"full": ["model.norm"]}), "trained in full"),
+        (
+            lambda: state(adapter={"targets": ["lm_head"], "tied": "apart"}, facts={"tied_head": "yes"}),
+            "vocabulary head is its embedding",
+        ),
     ],
 )
 def test_what_llama_cpp_would_get_wrong_is_refused(made: Any, said: str, tmp_path: Path) -> None:
