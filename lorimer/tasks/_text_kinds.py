@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorimer.errors import DataError
+from lorimer.errors import DataError, suggest
 from lorimer.tasks._chat_tokens import Chat, Completion, Example, Message, Plain, Preference
 from lorimer.tasks._text_rows import Rows
 
@@ -55,6 +55,7 @@ def as_examples(
     Raises:
         DataError: nothing fits, or no row can be used; the message says what was there.
     """
+    _require_columns(rows, columns)
     renamed = [_renamed(row, columns) for row in rows.rows]
     chosen = kind or _detected(renamed, rows.source)
     examples: list[Example] = []
@@ -72,6 +73,23 @@ def as_examples(
         reasons = "; ".join(f"{count} because {reason}" for reason, count in skipped.most_common())
         told += f", {sum(skipped.values()):,} skipped: {reasons}"
     return Conversations(chosen, tuple(examples), (told, *rows.skipped))
+
+
+def _require_columns(rows: Rows, columns: Mapping[str, str]) -> None:
+    """Raise where `data.columns` names a column that is not known, or one that is not there."""
+    known = {name for needed in _COLUMNS.values() for name in needed} | _OPTIONAL
+    for ours, theirs in columns.items():
+        if ours not in known:
+            raise DataError(
+                f"data.columns: nothing is called {ours!r}.{suggest(ours, sorted(known))} "
+                f"Known: {', '.join(sorted(known))}"
+            )
+        if not any(theirs in row for row in rows.rows):
+            there = [str(name) for name in rows.rows[0]]
+            meant = suggest(theirs, there)
+            raise DataError(
+                f"data.columns: {rows.source} has no {theirs!r}.{meant} It has {', '.join(there)}"
+            )
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
@@ -240,6 +258,7 @@ _COLUMNS = {
     "pairs": ("conversation",),
     "text": ("text",),
 }
+_OPTIONAL = {"prompt", "input", "system", "tools"}
 _READERS: dict[str, Callable[[Row], Example]] = {
     "preference": _preference,
     "chat": _chat,

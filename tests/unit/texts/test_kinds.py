@@ -79,6 +79,16 @@ def test_a_system_message_is_added_where_there_is_none() -> None:
     assert [example.messages[0]["content"] for example in found.examples] == ["mine", "yours"]  # type: ignore[union-attr]
 
 
+def test_columns_that_are_not_there_are_named() -> None:
+    rows = Rows([{"question": "a", "answer": "b"}], "x.csv")
+    with pytest.raises(DataError, match=r"nothing is called 'promt'. Did you mean 'prompt'"):
+        as_examples(rows, None, {"promt": "question"}, None)
+    with pytest.raises(
+        DataError, match=r"x.csv has no 'anser'. Did you mean 'answer'.*It has question, answer"
+    ):
+        as_examples(rows, None, {"prompt": "question", "completion": "anser"}, None)
+
+
 def test_skipped_rows_are_counted_by_reason() -> None:
     bad = [{"messages": []}, {"messages": TURNS[:1]}, {"messages": [{"role": "parrot", "content": "a"}]}]
     told = as_examples(Rows([{"messages": TURNS}] * 3 + bad, "x"), None, {}, None).told[0]
