@@ -34,7 +34,7 @@ def test_ci_runs_the_checks_and_the_tests() -> None:
     assert os.access(entry, os.X_OK)
     text = entry.read_text(encoding="utf-8")
     assert text.startswith("#!") and "set -euo pipefail" in text
-    assert re.findall(r"^make ([\w-]+)$", text, re.MULTILINE) == ["check", "test"]
+    assert re.findall(r"^make ([\w-]+)$", text, re.MULTILINE) == ["check", "test-all"]
     assert re.search(r"^test-all: test$", MAKEFILE, re.MULTILINE)
 
 
