@@ -88,11 +88,11 @@ def read_texts(recipe: Recipe, data: Any, tokenizer: Any, *, packing: bool) -> T
     Raises:
         DataError: nothing can be read, or nothing is left to learn from or, where asked for, to judge by.
     """
-    found = _read(data, data.path, data.max_rows)
+    found = _read(data, data.path, data.split, data.max_rows)
     training, held_out = list(found.examples), []
     told = list(found.told)
     if data.validation.path is not None:
-        other = _read(data, data.validation.path)
+        other = _read(data, data.validation.path, data.validation.split)
         if other.kind != found.kind:
             raise DataError(f"data.validation.path: read as {other.kind}, but data.path as {found.kind}")
         held_out = list(other.examples)
@@ -163,8 +163,7 @@ def _without_end(tokens: Tokens, tokenizer: Any) -> Tokens:
     return tokens.first(len(tokens.ids) - 1) if ends else tokens
 
 
-def _read(data: Any, place: str, limit: int | None = None) -> Any:
-    split = data.split if place == data.path else data.validation.split
+def _read(data: Any, place: str, split: str | None, limit: int | None = None) -> Any:
     rows = read_rows(place, split=split, subset=data.subset, limit=limit)
     return as_examples(rows, data.kind, data.columns, data.system)
 
@@ -190,7 +189,9 @@ def _encode(examples: Sequence[Any], tokenizer: Any, data: Any, skipped: list[st
             encoded.append(texts if len(texts) > 1 else texts[0])
         else:
             empty += 1
-    skipped += [f"{count} skipped: {reason}" for reason, count in refused.most_common(3)]
+    if refused:
+        reasons = "; ".join(reason for reason, _ in refused.most_common(3))
+        skipped.append(f"{refused.total()} skipped: {reasons}")
     if empty:
         skipped.append(f"{empty} skipped: nothing to learn in their first {longest} tokens")
     if cut:

@@ -152,6 +152,7 @@ def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Row
         ) from error
     try:
         found = load_dataset(name, subset, split=split, streaming=limit is not None)
+        rows = found if limit is None else list(found.take(limit))
     except (OSError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise DataError(f"data: there is no file or folder {name}, and the hub gives: {first}") from error
@@ -160,7 +161,6 @@ def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Row
         for column, feature in (getattr(found, "features", None) or {}).items()
         if isinstance(getattr(feature, "names", None), list)
     }  # labels, which stand there as numbers
-    rows = found if limit is None else list(found.take(limit))
     return Rows([_with_names(row, named) for row in rows] if named else rows, name)
 
 

@@ -92,6 +92,30 @@ def test_long_plain_texts_are_learned_to_their_end(tmp_path: Path) -> None:
     assert len(ids) == 4 * 151 and max(len(setup.data[n].ids) for n in range(len(setup.data))) <= 64
 
 
+def test_a_dataset_of_the_hub_is_judged_by_its_own_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    asked: list[str] = []
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *names, split, **others: asked.append(split) or datasets.Dataset.from_list(TEXTS),
+    )
+    place = "someone/sums"
+    build(
+        recipe(
+            tmp_path,
+            TEXTS,
+            f"data.path={place}",
+            f"data.validation.path={place}",
+            "data.validation.fraction=null",
+        )
+    )
+    assert asked == ["train", "test"]
+
+
 def test_choices_are_judged_by_what_they_say(tmp_path: Path) -> None:
     choices = tmp_path / "choices.jsonl"
     choices.write_text(json.dumps({"prompt": "2 is ", "choices": ["even", "odd"], "answer": "even"}))
