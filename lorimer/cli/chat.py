@@ -47,7 +47,7 @@ def chat(
     import lorimer
     from lorimer.cli._runs import adapter_file
     from lorimer.cli._texts import base_of, put_on, run_recipe
-    from lorimer.tasks._generation import PLAIN, prompt_ids, stream
+    from lorimer.tasks._generation import PLAIN_KINDS, prompt_ids, stream
     from lorimer.tasks._language_files import load_causal
 
     if as_json and not prompt:
@@ -56,7 +56,7 @@ def chat(
     network, tokenizer = load_causal(base_of(source, recipe, model))
     strengths = put_on(network, source, strength, adapter or [])
     told = system if system is not None else (recipe.data.system if recipe else None)
-    plain = lorimer.read(adapter_file(source)).metadata.get("text_kind") in PLAIN
+    plain = lorimer.read(adapter_file(source)).metadata.get("text_kind") in PLAIN_KINDS
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
 
     def say(messages: list[dict[str, str]], quiet: bool) -> str:

@@ -11,7 +11,10 @@ from torch import Tensor
 from lorimer.tasks._chat_tokens import prompt_tokens, render
 
 Message = dict[str, Any]
-PLAIN = ("prompt-completion", "text")  # kinds of data that are learned as they stand, without a chat template
+PLAIN_KINDS = (
+    "prompt-completion",
+    "text",
+)  # kinds of data that are learned as they stand, without a chat template
 
 
 def prompt_ids(

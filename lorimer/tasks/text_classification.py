@@ -140,7 +140,7 @@ class TextClassification(Task):
         dtype = self.recipe.train.weights_dtype()
         model, self._new = load_with_head(name, names, self.tokenizer, dtype)
         self._layers = layers_of(model)
-        self._texts, self._told = within_positions(data, model)
+        self._section, self._told = within_positions(data, model)
         return model
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
@@ -163,7 +163,7 @@ class TextClassification(Task):
         ]
 
     def data(self, model: nn.Module) -> Dataset[Any]:
-        data = self._texts
+        data = self._section
         texts, told = as_texts(self._rows, self.labels, data.text, data.pair, data.label)
         self._told += told
         held_out: list[Text] = []
@@ -286,6 +286,6 @@ class TextClassification(Task):
             "task": self.name,
             "labels": json.dumps(labels.names, ensure_ascii=False),
             "label_kind": labels.kind,
-            "max_length": str(self._texts.max_length),
+            "max_length": str(self._section.max_length),
             **({"pair": self.recipe.data.pair} if self.recipe.data.pair else {}),
         }

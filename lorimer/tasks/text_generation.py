@@ -19,7 +19,7 @@ import lorimer
 from lorimer.errors import RecipeError
 from lorimer.tasks._base import Task
 from lorimer.tasks._causal import CausalHead, head_of, log_likelihoods, losses, mean_loss
-from lorimer.tasks._generation import PLAIN, answer, prompt_ids
+from lorimer.tasks._generation import PLAIN_KINDS, answer, prompt_ids
 from lorimer.tasks._language_files import load_causal, within_positions
 from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._preference_loss import dpo, ipo, orpo
@@ -51,7 +51,7 @@ class TextGeneration(Task):
             raise RecipeError("model: text-generation needs `smollm2`, a folder, a .gguf file or a hub name")
         model, self.tokenizer = load_causal(self.recipe.model, self.recipe.train.weights_dtype())
         self._head = head_of(model)
-        self._texts, self._cut = within_positions(self.recipe.data, model)
+        self._section, self._cut = within_positions(self.recipe.data, model)
         self._shape = _shape_of(model)
         if self.recipe.data.packing and not self._head.packs:
             raise RecipeError(
@@ -67,8 +67,8 @@ class TextGeneration(Task):
     def data(self, model: nn.Module) -> Dataset[Any]:
         recipe = self.recipe
         packing = self._head.packs if recipe.data.packing is None else recipe.data.packing
-        self._examples = read_texts(recipe, self._texts, self.tokenizer, packing=packing)
-        self._choices = read_choices(self._texts, self.tokenizer) if recipe.data.choices else []
+        self._examples = read_texts(recipe, self._section, self.tokenizer, packing=packing)
+        self._choices = read_choices(self._section, self.tokenizer) if recipe.data.choices else []
         wanted = recipe.objective.loss
         self._loss = (
             ("dpo" if self._examples.preferences else "cross-entropy") if wanted == "auto" else wanted
@@ -164,7 +164,7 @@ class TextGeneration(Task):
         lines = [f"{self.recipe.name}, after {step} steps"]
         for prompt in prompts:
             lines += ["", f"> {prompt}"]
-            plain = self._examples.kind in PLAIN
+            plain = self._examples.kind in PLAIN_KINDS
             ids = prompt_ids(self.tokenizer, prompt, self.recipe.data.system, plain=plain)
             for strength in wanted.strengths:
                 with lorimer.strength(model, strength):
