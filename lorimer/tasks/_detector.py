@@ -1,0 +1,97 @@
+"""What object detection asks of an architecture: how it sees a picture, its loss, and what it finds.
+
+Boxes are (N, 4) float32 tensors of x0, y0, x1, y1 in pixels, of the prepared picture unless a name says
+otherwise; labels are places among the detector's class names.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is to be found in one prepared picture: boxes (N, 4), labels (N,) long. N may be 0."""
+
+    boxes: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a detector found in one prepared picture, surest first: boxes (N, 4), scores (N,) in [0, 1],
+    labels (N,) long."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as a detector sees it.
+
+    Attributes:
+        pixels: (3, height, width), normalised; the same size for every picture of one detector.
+        scale: (x, y) factors from the original's pixels to these.
+        offset: (x, y) where the original's corner lies among these, where it was padded.
+    """
+
+    pixels: Tensor
+    scale: tuple[float, float]
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    def onto(self, boxes: Tensor) -> Tensor:
+        """Boxes of the original as boxes of the prepared picture."""
+        return boxes * boxes.new_tensor((*self.scale, *self.scale)) + boxes.new_tensor(
+            (*self.offset, *self.offset)
+        )
+
+    def back(self, boxes: Tensor) -> Tensor:
+        """Boxes of the prepared picture as boxes of the original."""
+        return (boxes - boxes.new_tensor((*self.offset, *self.offset))) / boxes.new_tensor(
+            (*self.scale, *self.scale)
+        )
+
+
+class Detector(ABC):
+    """An architecture's ways, beside the network that is adapted.
+
+    Attributes:
+        network: the base in evaluation mode on the CPU.
+        names: of its classes, in the order of its head, once new ones are there.
+        new: paths of weights that the base's files lack, since classes are new; they are trained in full. A
+            path may name rows of an old head, see `Task.full`.
+    """
+
+    network: nn.Module
+    names: tuple[str, ...]
+    new: dict[str, Sequence[int] | None]
+
+    @abstractmethod
+    def prepare(self, picture: Image) -> Prepared:
+        """An upright RGB picture as the network wants it."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth]) -> Tensor:
+        """The mean loss, a scalar, of a batch (B, 3, height, width). `model` is `network`, adapted."""
+
+    @abstractmethod
+    def find(self, model: nn.Module, pixels: Tensor, least: float = 0.05, most: int = 100) -> list[Found]:
+        """What is in each picture of a batch: no more than `most` boxes, none less sure than `least`."""
+
+    def metadata(self) -> dict[str, str]:
+        """Facts for the adapter's file that loading needs beside names."""
+        return {}
+
+    def save(self, folder: Any) -> None:
+        """The base with its new head, as files that load again."""
+        raise NotImplementedError
