@@ -91,8 +91,8 @@ def write_unquantised(source: Path, target: Path) -> Path:
 
 
 def test_llama_cpp_changes_its_answer_as_we_do(tmp_path: Path) -> None:
-    """To a ten-thousandth beside float32 weights. Beside the quantised ones that models are shipped with, it also
-    rounds the inputs of products, by which a change as large as the logits moves by a fifth: there the
+    """To a ten-thousandth beside float32 weights. Beside the quantised ones that models are shipped with, it
+    also rounds the inputs of products, by which a change as large as the logits moves by a fifth: there the
     adapter must be far nearer to ours than to one of half or twice the strength, as a lost alpha makes it."""
     llama_cpp = pytest.importorskip("llama_cpp")
     name, file = NAMED["smollm2"]
