@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
+    from lorimer.layers.prefix import Prefix
     from lorimer.train.recipe import Recipe
 
 
@@ -97,6 +98,18 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean loss of one batch, a scalar. Draws random numbers from torch's global generator alone."""
+
+    held_out: Dataset[Any] | None = None  # what `evaluate` reads, once `data` has been called
+    prefix: Prefix | None = None  # set where batches may bring the "states" behind it
+
+    def ragged(self, batch: Any) -> bool:
+        """Whether tensors within the model do not begin with the examples of a batch."""
+        return False
+
+    def record(self, model: nn.Module, batch: Any) -> list[tuple[Tensor, ...]]:
+        """Of each example of a batch what `prefix` gives for it. A task that can, reads `FixedExamples`, and
+        its loss and its evaluation replay the states that these bring."""
+        raise NotImplementedError
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics on held-out data, deterministic; empty where the recipe holds nothing out."""

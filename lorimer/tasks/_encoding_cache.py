@@ -10,9 +10,11 @@ drawn sample: every training step draws its own, as training without a cache wou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +31,7 @@ _STATE = ("padding", "truncation")
 Encoding = dict[str, Tensor]
 Item = TypeVar("Item")
 
+_IN_USE = 24 * 3600.0  # seconds; an encoding that was used so lately may be one of a run that goes on
 MEMORY_BYTES = 2**30  # encodings beyond this are read from disk again whenever they are needed
 
 
@@ -45,10 +48,17 @@ class EncodingCache:
         folder: where encodings of all encoders are kept.
         encoders: the frozen modules, and tokenizers before them, that are part of every key.
         more: what else decides what comes out.
+        mend: what a person can do who has no room in the folder.
     """
 
-    def __init__(self, folder: Path, encoders: Iterable[Any], more: str = "") -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        encoders: Iterable[Any],
+        more: str = "",
+        mend: str = "name another folder for encodings with data.cache",
+    ) -> None:
+        self.folder, self.mend = folder, mend
         self.fingerprint = "".join([*map(fingerprint, encoders), more])
         self.hits = 0
         self.misses = 0
@@ -71,17 +81,37 @@ class EncodingCache:
         Raises:
             LorimerError: an encoding holds NaN or infinity, or cannot be written.
         """
-        keys = [hashlib.sha256(self.fingerprint.encode() + content(item)).hexdigest() for item in items]
+        keys = [self.key(content(item)) for item in items]
         for key, item in dict(zip(keys, items, strict=True)).items():
-            kept = self._memory.get(key) or self._read(key)
-            if kept is None:
-                self.misses += 1
-                kept = {name: tensor.detach().cpu().contiguous() for name, tensor in encode(item).items()}
-                self._write(key, kept)
-            else:
-                self.hits += 1
-            self._remember(key, kept)
+            if not self.has(key):
+                self.keep(key, encode(item))
         return keys
+
+    def key(self, content: bytes) -> str:
+        """What an input of this content is kept under."""
+        return hashlib.sha256(self.fingerprint.encode() + content).hexdigest()
+
+    def has(self, key: str) -> bool:
+        """Whether there is a whole encoding under this key. It counts as used today."""
+        kept = self._memory.get(key) or self._read(key)
+        if kept is None:
+            self.misses += 1
+            return False
+        self.hits += 1
+        self._remember(key, kept)
+        with contextlib.suppress(OSError):  # another's cache may be read-only
+            os.utime(self._path(key))
+        return True
+
+    def keep(self, key: str, encoding: Encoding) -> None:
+        """Store what was computed.
+
+        Raises:
+            LorimerError: it holds NaN or infinity, or cannot be written.
+        """
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in encoding.items()}
+        self._write(key, kept)
+        self._remember(key, kept)
 
     def __getitem__(self, key: str) -> Encoding:
         """The encoding that `ensure` gave this key for: name -> tensor on the CPU, as the encoder gave it.
@@ -121,13 +151,28 @@ class EncodingCache:
     def _write(self, key: str, encoding: Encoding) -> None:
         if not all(torch.isfinite(tensor).all() for tensor in encoding.values()):
             raise LorimerError(
-                "encoding pictures and captions gave NaN or infinity; the model's weights are broken, or "
-                "its encoders need train.base_dtype=fp32"
+                "the frozen encoders gave NaN or infinity; their weights are broken, or they need "
+                "train.base_dtype=fp32"
             )
         try:
             write_safetensors(encoding, self._path(key), {"key": key})
         except LorimerError as error:
-            raise LorimerError(f"{error}; name another folder for encodings with data.cache") from error
+            raise LorimerError(f"{error}; {self.mend}") from error
+
+
+def make_room(folder: Path, needed: int, limit: int) -> bool:
+    """See that `needed` further bytes of encodings fit into `folder` under `limit`: those that no run has
+    used for a day go, the longest unused first. Whether they then fit."""
+    files = sorted(
+        ((stat := file.stat()).st_mtime, stat.st_size, file) for file in folder.rglob("*.safetensors")
+    )
+    there = sum(size for _, size, _ in files)
+    for used, size, file in files:
+        if there + needed <= limit or used > time.time() - _IN_USE:
+            break
+        file.unlink(missing_ok=True)
+        there -= size
+    return there + needed <= limit
 
 
 def fingerprint(encoder: Any) -> str:

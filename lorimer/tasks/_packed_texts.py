@@ -100,15 +100,16 @@ class Layers:
     additive: bool
 
     @contextmanager
-    def packed(self, mask: Tensor, recomputed: bool = False) -> Iterator[None]:
-        """Within, the layers read the batch whose `mask` (texts, length) this is in rows without padding.
+    def packed(self, mask: Tensor, recomputed: bool = False) -> Iterator[Packed]:
+        """Within, the layers read the batch whose `mask` (texts, length) this is in rows without padding; it
+        gives these.
 
         Args:
             recomputed: see `attention_for`.
         """
         rows = Packed.of(mask)
         with self._reading(rows), attention_for(rows.source.shape[1], mask.device, recomputed):
-            yield
+            yield rows
 
     @contextmanager
     def _reading(self, rows: Packed) -> Iterator[None]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from accelerate.utils import send_to_device
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from lorimer.errors import DataError, RecipeError
@@ -23,10 +26,11 @@ from lorimer.tasks._base import Section, Task
 from lorimer.tasks._classified_texts import Labels, Text, as_texts, find_labels
 from lorimer.tasks._classifier import load_with_head
 from lorimer.tasks._confusion import draw_confusion
+from lorimer.tasks._fixed_examples import FixedExamples
 from lorimer.tasks._held_out import split
 from lorimer.tasks._language_files import load_tokenizer, within_positions
 from lorimer.tasks._model_files import shown_name
-from lorimer.tasks._packed_texts import Layers, layers_of
+from lorimer.tasks._packed_texts import Layers, Packed, layers_of
 from lorimer.tasks._scores import confusion, of_multi, of_regression, of_single
 from lorimer.tasks._sequences import in_parts
 from lorimer.tasks._text_rows import read_rows
@@ -36,20 +40,31 @@ if TYPE_CHECKING:
     from lorimer.train.recipe import Recipe
 
 
-class Examples(Dataset[dict[str, Any]]):
+_OF_EXAMPLES = ("label", "weight", "states")  # of a batch, what the tokenizer and the model are not told
+
+
+class Examples(FixedExamples):
     """Tokenised texts: "input_ids", ... and "label", with the `weights` of their classes where these are
-    asked for. Not in groups of like lengths: batches would differ more than by chance, and teach less."""
+    asked for. Not in groups of like lengths: batches would differ more than by chance, and teach less.
+
+    Args:
+        kept: whether what the model's frozen layers give for a text can be kept.
+    """
 
     def __init__(
-        self, texts: Sequence[Text], tokenizer: Any, max_length: int, counts: Sequence[float]
+        self,
+        texts: Sequence[Text],
+        tokenizer: Any,
+        max_length: int,
+        counts: Sequence[float] = (),
+        kept: bool = False,
     ) -> None:
         pairs = [text.pair for text in texts]
         second = pairs if texts and pairs[0] is not None else None
         told = tokenizer([text.text for text in texts], second, truncation=True, max_length=max_length)
-        names = list(told)
+        tokens = [{name: told[name][place] for name in told} for place in range(len(texts))]
         self.rows = [
-            {**{name: told[name][place] for name in names}, "label": text.label, "weight": 1.0}
-            for place, text in enumerate(texts)
+            {**each, "label": text.label, "weight": 1.0} for each, text in zip(tokens, texts, strict=True)
         ]
         self.lengths = [len(row["input_ids"]) for row in self.rows]
         self.weights: tuple[float, ...] = ()
@@ -57,11 +72,12 @@ class Examples(Dataset[dict[str, Any]]):
             for row in self.rows:
                 row["weight"] = counts[row["label"]]
             self.weights = tuple(row["weight"] for row in self.rows)
+        self.keys = tuple(json.dumps(each) for each in tokens) if kept else ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def example(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
 
@@ -117,7 +133,7 @@ class TextClassification(Task):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self._validation: Examples | None = None
+        self.held_out: Examples | None = None
         self._told: list[str] = []
         self._new: list[str] = []
         self._layers: Layers | None = None
@@ -176,9 +192,10 @@ class TextClassification(Task):
         elif data.validation.fraction is not None:
             texts, held_out = split(texts, data.validation.fraction, self.recipe.train.seed)
             self._told.append(f"{len(texts):,} to learn from, {len(held_out):,} held out")
+        kept = self._layers is not None
         if held_out:
-            self._validation = Examples(held_out, self.tokenizer, data.max_length, ())
-        examples = Examples(texts, self.tokenizer, data.max_length, self._weights(texts))
+            self.held_out = Examples(held_out, self.tokenizer, data.max_length, kept=kept)
+        examples = Examples(texts, self.tokenizer, data.max_length, self._weights(texts), kept)
         cut = sum(length >= data.max_length for length in examples.lengths)
         if cut:
             self._told.append(f"{cut} texts reach data.max_length, {data.max_length} tokens, and may be cut")
@@ -196,12 +213,14 @@ class TextClassification(Task):
 
     def collate(self, examples: Sequence[Any]) -> Any:
         texts = [
-            {key: value for key, value in example.items() if key not in ("label", "weight")}
-            for example in examples
+            {key: value for key, value in example.items() if key not in _OF_EXAMPLES} for example in examples
         ]
         batch = dict(self.tokenizer.pad(texts, return_tensors="pt"))
         labels = [example["label"] for example in examples]
         batch["weight"] = torch.tensor([example["weight"] for example in examples])
+        if "states" in examples[0]:
+            states = zip(*(example["states"] for example in examples), strict=True)
+            batch["states"] = tuple(pad_sequence(list(each), batch_first=True) for each in states)
         if self.labels.kind == "multi":
             target = torch.zeros(len(labels), len(self.labels.names))
             for row, places in enumerate(labels):
@@ -216,14 +235,31 @@ class TextClassification(Task):
     def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(texts, labels) Without padding, or in parts of like lengths, each padded to its own longest: the
         same as at once, cheaper."""
-        told = {key: value for key, value in batch.items() if key not in ("label", "weight")}
+        told = {key: value for key, value in batch.items() if key not in _OF_EXAMPLES}
         mask, anew = told["attention_mask"], self.recipe.train.gradient_checkpointing
         if self._layers is None:
             logits = in_parts(lambda part: model(**part).logits, told, mask.sum(1), recomputed=anew)
         else:
-            with self._layers.packed(mask, recomputed=anew):
+            with self._layers.packed(mask, recomputed=anew) as rows, self._behind_prefix(rows, batch):
                 logits = model(**told).logits
         return logits.float()
+
+    def ragged(self, batch: Any) -> bool:
+        return True
+
+    def record(self, model: nn.Module, batch: Any) -> list[tuple[Tensor, ...]]:
+        assert self.prefix is not None
+        rows = Packed.of(batch["attention_mask"])
+        states = self.prefix.record(lambda: self._logits(model, batch))
+        padded = [rows.unpack(each) for each in states]
+        lengths = batch["attention_mask"].sum(1).tolist()
+        return [tuple(each[text, :length] for each in padded) for text, length in enumerate(lengths)]
+
+    def _behind_prefix(self, rows: Packed, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Within, the model begins where the states of a batch are, if it has such."""
+        if self.prefix is None or "states" not in batch:
+            return nullcontext()
+        return self.prefix.replayed([rows.pack(each) for each in batch["states"]], None)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N,) The loss of each text."""
@@ -236,7 +272,7 @@ class TextClassification(Task):
         return mse_loss(logits[:, 0], labels.float(), reduction="none")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        if self._validation is None:
+        if self.held_out is None:
             return {}
         logits, labels = self._predicted(model)
         loss = self._losses(logits, labels).mean().item()
@@ -253,17 +289,17 @@ class TextClassification(Task):
 
     def _batches(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
         """Held-out texts, shortest first, so that batches need little padding."""
-        assert self._validation is not None
+        assert self.held_out is not None
         device, size = next(model.parameters()).device, self.recipe.train.batch_size
-        lengths = self._validation.lengths
+        lengths = self.held_out.lengths
         order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
         for begin in range(0, len(order), size):
-            batch = self.collate([self._validation[place] for place in order[begin : begin + size]])
-            yield {name: tensor.to(device) for name, tensor in batch.items()}
+            batch = self.collate([self.held_out[place] for place in order[begin : begin + size]])
+            yield send_to_device(batch, device)
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
         """The confusion matrix of the held-out texts, where each has one label."""
-        if self._validation is None or self.labels.kind != "single":
+        if self.held_out is None or self.labels.kind != "single":
             return []
         logits, labels = self._predicted(model)
         matrix = confusion(logits.argmax(1), labels, len(self.labels.names))

@@ -139,6 +139,8 @@ class Run:
         self.journal = Journal(self.folder, self.options.steps, active=self.main)
         try:
             self._announce(preflight)
+            if self.setup.prefix is not None:
+                self.setup.prefix.fill(self.display.say)
             with self.control.signals():
                 self._take_all_steps()
             self._finish()

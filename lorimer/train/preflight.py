@@ -17,6 +17,7 @@ from lorimer.train.events import describe_bytes, describe_seconds
 from lorimer.train.measure import Memory, Peak, limit, peak
 from lorimer.train.optimizer import KINDS, state_bytes
 from lorimer.train.order import MicroBatch, SeededExamples
+from lorimer.train.prefix import choose_prefix
 from lorimer.train.seeding import seed_all
 from lorimer.train.setup import Setup
 from lorimer.train.step import micro_loss
@@ -83,6 +84,7 @@ def inspect(setup: Setup) -> Preflight:
     device = setup.accelerator.device
     with peak(device) as used:
         loss, seconds, without_gradient = _dry_run(setup)
+    setup.prefix = stored = choose_prefix(setup, seconds)
     memory = _memory(setup, used)
     warnings = _warnings(setup, memory, loss, without_gradient)
     passes = -(-order.examples_per_step // (order.batch_size * order.ranks))
@@ -96,9 +98,9 @@ def inspect(setup: Setup) -> Preflight:
         steps=train.steps,
         epochs=epochs,
         loss=loss,
-        seconds=seconds * passes * train.steps,
+        seconds=(seconds if stored is None else stored.seconds) * passes * train.steps,
         memory=memory,
-        notes=(*setup.notes, *_rates(setup)),
+        notes=(*setup.notes, *_rates(setup), *([] if stored is None else [stored.note])),
         warnings=tuple(warnings),
         example=setup.task.example(),
     )

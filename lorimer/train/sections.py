@@ -217,6 +217,12 @@ class TrainSection(Section):
     """Precision of the files for other programs; `adapter/adapter.safetensors` keeps what was trained."""
     gradient_checkpointing: bool = False
     """Less memory for more time: activations are computed again in the backward pass."""
+    cache_prefix: Literal["auto", "always", "never"] = "auto"
+    """Whether what the frozen layers before the first adapted one give is computed once for each example and
+    kept on disk, so that steps run the rest alone: `auto`, where the preflight measures that it pays. It
+    needs examples that are the same in every epoch and no dropout in those layers; results are the same."""
+    cache_prefix_gigabytes: PositiveFloat = 10.0
+    """What of it may be kept on disk, for all runs together; what was not used for a day goes first."""
     base_dropout: bool = True
     """Whether the frozen model's own dropout is on in training. Without it steps are quicker, above all on a
     CPU, and `adapter.dropout` is left to hold the adapter back."""

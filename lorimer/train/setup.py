@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +37,9 @@ from lorimer.train.recipe import Recipe
 from lorimer.train.rounding import WideWeights
 from lorimer.train.seeding import seed_all
 
+if TYPE_CHECKING:
+    from lorimer.train.prefix import StoredPrefix
+
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
@@ -58,6 +61,7 @@ class Setup:
     average: Average | None = None  # the adapter that is shown, where it is not the one that trains
     offload: Offload | None = None  # the frozen blocks that only visit the device
     parking: Parking | None = None  # the parts that steps do without
+    prefix: StoredPrefix | None = None  # what the frozen beginning gives, where it is computed once
     notes: tuple[str, ...] = ()  # what loading did, for the preflight
     base: dict[str, int] = field(default_factory=dict)  # fingerprint of the base before training
 
@@ -169,7 +173,7 @@ def build(recipe: Recipe, logs: Path | None = None) -> Setup:
         None if decay is None else Average(dict(adapter.named_parameters()), decay),
         offload,
         Parking(model, task.idle_parts(model), accelerator.device, task.reload_part),
-        notes,
+        notes=notes,
     )
 
 
