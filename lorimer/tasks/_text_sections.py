@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from lorimer.tasks._base import Section
 
@@ -21,6 +21,12 @@ class HeldOut(Section):
     """Examples of their own, in any form that `data.path` may have."""
     split: str = "test"
     """Which split of a dataset on the hub that `path` names, which may be that of `data.path`."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> HeldOut:
+        if self.path is not None and self.fraction is not None:
+            raise ValueError("give a path or a fraction, not both")
+        return self
 
 
 class TextData(Section):

@@ -78,7 +78,20 @@ class TextGeneration(Task):
                 f"objective.loss: {self._loss} does not go with data read as {self._examples.kind}: "
                 "dpo, ipo and orpo learn from rows of prompt, chosen and rejected, cross-entropy from others"
             )
+        self._require_meant()
         return self._examples.training
+
+    def _require_meant(self) -> None:
+        """Raise `RecipeError` for what would have no effect on these data."""
+        assert self._examples is not None
+        if self._examples.preferences and self.recipe.data.packing:
+            raise RecipeError(
+                "data.packing: preferences are read in pairs, which are not packed; leave it out"
+            )
+        if self.recipe.objective.label_smoothing and self._loss != "dpo":
+            raise RecipeError(
+                f"objective.label_smoothing: is for dpo, and the loss is {self._loss}; leave it out"
+            )
 
     def collate(self, examples: Sequence[Any]) -> Any:
         assert self._examples is not None

@@ -176,6 +176,26 @@ def test_losses_that_do_not_go_with_the_data_are_refused(tmp_path: Path) -> None
         build(recipe(tmp_path, PREFERENCES, "objective.loss=cross-entropy"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "override", "message"),
+    [
+        (PREFERENCES, "data.packing=true", r"data\.packing: preferences"),
+        (
+            PREFERENCES,
+            "objective.loss=orpo objective.label_smoothing=0.1",
+            r"objective\.label_smoothing: .*orpo",
+        ),
+        (TEXTS, "objective.label_smoothing=0.1", r"objective\.label_smoothing: .*cross-entropy"),
+        (TEXTS, "data.validation.path=other.jsonl", r"data\.validation: .*not both"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    rows: list[dict[str, Any]], override: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build(recipe(tmp_path, rows, *override.split()))
+
+
 def test_checking_shows_what_is_learned(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(values(tmp_path, TEXTS)))
