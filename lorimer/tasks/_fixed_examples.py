@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from lorimer.layers.prefix import Prefix
 
 States = tuple[Tensor, ...]
 
@@ -41,6 +45,23 @@ class FixedExamples(Dataset[dict[str, Any]]):
     def known_example(self, index: int) -> dict[str, Any]:
         """An example whose states are known: what is costly to read may be NaN of the right shape."""
         return self.example(index)
+
+
+@contextmanager
+def behind(prefix: Prefix | None, batch: Mapping[str, Any], size: int | None) -> Iterator[None]:
+    """Within, the model begins where the "states" of a batch are, if it has such; `size` as for
+    `Prefix.replayed`."""
+    if prefix is None or "states" not in batch:
+        yield
+    else:
+        with prefix.replayed(batch["states"], size):
+            yield
+
+
+def recorded_rows(prefix: Prefix | None, run: Callable[[], Any]) -> list[States]:
+    """Of each example of a batch of one shape what the prefix gives for it in `run`."""
+    assert prefix is not None
+    return list(zip(*(tensor.unbind() for tensor in prefix.record(run)), strict=True))
 
 
 def stacked_states(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.distributions import Beta
 from torch.utils.data import Dataset
@@ -23,6 +24,7 @@ from lorimer.tasks._checked_pictures import LabelledPicture, checked
 from lorimer.tasks._class_table import class_table
 from lorimer.tasks._classifier import spared_in
 from lorimer.tasks._confusion import draw_confusion
+from lorimer.tasks._fixed_examples import FixedExamples, behind, recorded_rows, stacked_states
 from lorimer.tasks._held_out_pictures import by_folds, by_fraction, told_clusters, without_held_out
 from lorimer.tasks._image_augmentation import Augmentation, augmented
 from lorimer.tasks._image_models import ImageModel, load_image_model, logits_of, shown_image_model
@@ -39,12 +41,11 @@ if TYPE_CHECKING:
     from lorimer.train.recipe import Recipe
 
 
-class Examples(Dataset[dict[str, Any]]):
+class Examples(FixedExamples):
     """Pictures, decoded when they are asked for: "pixel_values" (3, height, width), "label", "weight".
 
     Attributes:
-        keys: of each example a hash of its file and of all that is done to it, where it is the same in every
-            epoch; else none.
+        keys: hashes of each picture's file and of all that is done to it.
         weights: what each counts in a batch's mean loss, where not all count the same; else none.
     """
 
@@ -70,7 +71,7 @@ class Examples(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def example(self, index: int) -> dict[str, Any]:
         picture = self.pictures[index]
         opened = picture.open()
         if self._augmentation is None:
@@ -78,6 +79,11 @@ class Examples(Dataset[dict[str, Any]]):
         else:
             values = augmented(opened, self._augmentation, self._preparation)
         return {"pixel_values": values, "label": picture.label, "weight": self._weight(picture)}
+
+    def known_example(self, index: int) -> dict[str, Any]:
+        picture, geometry = self.pictures[index], self._preparation.geometry
+        nothing = torch.full((), torch.nan).expand(3, geometry.height, geometry.width)
+        return {"pixel_values": nothing, "label": picture.label, "weight": self._weight(picture)}
 
     def _weight(self, picture: LabelledPicture) -> float:
         return self._counts[picture.label] if self._counts else 1.0  # type: ignore[index]
@@ -93,7 +99,7 @@ class ImageClassification(Task):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self._validation: Examples | None = None
+        self.held_out: Examples | None = None
         self._told: list[str] = []
 
     def model(self) -> nn.Module:
@@ -136,7 +142,7 @@ class ImageClassification(Task):
         pictures, held_out = self._sides(pictures)
         if held_out:
             self._told.append(f"{len(pictures):,} to learn from, {len(held_out):,} held out")
-            self._validation = Examples(held_out, self._loaded.preparation)
+            self.held_out = Examples(held_out, self._loaded.preparation)
         found = [picture.label for picture in pictures]
         counts = balanced(found, self.labels) if objective.class_weights == "balanced" else ()
         same = not objective.mixup
@@ -172,6 +178,7 @@ class ImageClassification(Task):
             "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
             "label": targets([example["label"] for example in examples], self.labels),
             "weight": torch.tensor([example["weight"] for example in examples]),
+            **stacked_states(examples),
         }
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -192,10 +199,14 @@ class ImageClassification(Task):
         return losses(logits, batch["label"], self.labels.kind, smoothing) * batch["weight"]
 
     def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        return logits_of(model, batch["pixel_values"])
+        with behind(self.prefix, batch, len(batch["pixel_values"])):
+            return logits_of(model, batch["pixel_values"])
+
+    def record(self, model: nn.Module, batch: Any) -> list[tuple[Tensor, ...]]:
+        return recorded_rows(self.prefix, lambda: self._logits(model, batch))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        if self._validation is None:
+        if self.held_out is None:
             return {}
         logits, labels = self._predicted(model)
         smoothing = self.recipe.objective.label_smoothing
@@ -209,17 +220,17 @@ class ImageClassification(Task):
 
     def _batches(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
         """Held-out pictures in their order."""
-        assert self._validation is not None
+        assert self.held_out is not None
         device, size = next(model.parameters()).device, self.recipe.train.batch_size
-        for begin in range(0, len(self._validation), size):
-            places = range(begin, min(begin + size, len(self._validation)))
-            batch = self.collate([self._validation[place] for place in places])
-            yield {name: tensor.to(device) for name, tensor in batch.items()}
+        for begin in range(0, len(self.held_out), size):
+            places = range(begin, min(begin + size, len(self.held_out)))
+            batch = self.collate([self.held_out[place] for place in places])
+            yield send_to_device(batch, device)
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
         """Of the held-out pictures a table of the labels, and where each has one label, the confusion matrix
         and the worst mistakes."""
-        if self._validation is None or self.labels.kind == "regression":
+        if self.held_out is None or self.labels.kind == "regression":
             return []
         logits, labels = self._predicted(model)
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +246,7 @@ class ImageClassification(Task):
         files = [table, path]
         if mistakes := worst_mistakes(logits, labels):
             sheet = folder / f"mistakes-{step:06d}.png"
-            draw_mistakes(mistakes, self._validation.pictures, self.labels.names, title).save(sheet)
+            draw_mistakes(mistakes, self.held_out.pictures, self.labels.names, title).save(sheet)
             files.append(sheet)
         return files
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,7 +23,7 @@ from lorimer.tasks._base import Section, Task
 from lorimer.tasks._classified_texts import Text, as_texts
 from lorimer.tasks._classifier import heads_of, load_with_head, spared_in
 from lorimer.tasks._confusion import draw_confusion
-from lorimer.tasks._fixed_examples import FixedExamples
+from lorimer.tasks._fixed_examples import FixedExamples, behind
 from lorimer.tasks._held_out import split
 from lorimer.tasks._label_losses import balanced, losses, scores, targets
 from lorimer.tasks._labels import Labels, find_labels
@@ -216,8 +215,10 @@ class TextClassification(Task):
         if self._layers is None:
             logits = in_parts(lambda part: model(**part).logits, told, mask.sum(1), recomputed=anew)
         else:
-            with self._layers.packed(mask, recomputed=anew) as rows, self._behind_prefix(rows, batch):
-                logits = model(**told).logits
+            with self._layers.packed(mask, recomputed=anew) as rows:
+                states = {"states": tuple(map(rows.pack, batch["states"]))} if "states" in batch else {}
+                with behind(self.prefix, states, None):
+                    logits = model(**told).logits
         return logits.float()
 
     def ragged(self, batch: Any) -> bool:
@@ -230,12 +231,6 @@ class TextClassification(Task):
         padded = [rows.unpack(each) for each in states]
         lengths = batch["attention_mask"].sum(1).tolist()
         return [tuple(each[text, :length] for each in padded) for text, length in enumerate(lengths)]
-
-    def _behind_prefix(self, rows: Packed, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Within, the model begins where the states of a batch are, if it has such."""
-        if self.prefix is None or "states" not in batch:
-            return nullcontext()
-        return self.prefix.replayed([rows.pack(each) for each in batch["states"]], None)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if self.held_out is None:
