@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import sentiment
-from benchmarks.speed import attention, full_size, int8, mixed, scale, step, time_to_quality
+from benchmarks.speed import attention, full_size, int8, mixed, prefix, scale, step, time_to_quality
 from benchmarks.speed._measure import RESULTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -58,6 +58,7 @@ def section(result: Mapping[str, Any]) -> str:
         "attention": attention.report,
         "time_to_quality": time_to_quality.report,
         "sentiment": sentiment.report,
+        "prefix": prefix.report,
     }
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     conditions = f"{result['hardware']}; {result['threads']} threads; {result['rounds']} rounds; {versions}."
