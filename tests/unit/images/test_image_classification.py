@@ -260,7 +260,7 @@ def test_folds_are_chosen_by_the_recipe(tmp_path: Path) -> None:
     held = []
     for fold in range(3):
         setup: Any = build(recipe(tmp_path, data={**data, "validation": {"folds": 3, "fold": fold}}))
-        held += [each.name for each in setup.task._validation.pictures]
+        held += [each.name for each in setup.task.held_out.pictures]
     assert len(held) == len(set(held)) == 12
 
 
