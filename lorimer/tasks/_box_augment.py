@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -21,23 +21,30 @@ _GREY = (124, 116, 104)  # the mean of photographs
 _SEAM = (0.35, 0.65)  # where the four pictures of a mosaic may meet, in shares
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class Augment(Section):
     """How pictures to learn from are changed at random, boxes with them; held-out ones never are."""
 
-    aliases: ClassVar[dict[str, str]] = {"horizontal_flip": "flip", "hflip": "flip", "vflip": "vertical_flip"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "horizontal_flip": "flip",
+        "hflip": "flip",
+        "vflip": "vertical_flip",
+    }
 
-    flip: float = Field(0.5, ge=0.0, le=1.0)
+    flip: Share = 0.5
     """How often a picture is mirrored left to right; 0 where left and right mean something, as in writing."""
-    vertical_flip: float = Field(0.0, ge=0.0, le=1.0)
+    vertical_flip: Share = 0.0
     """How often a picture is turned upside down, as microscopes and views from above allow."""
-    zoom: float = Field(0.2, ge=0.0, lt=1.0)
+    zoom: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """How much larger or smaller things may become. What is too large is cut, round a random place; what is
     too small lies on grey."""
-    visible: float = Field(0.4, gt=0.0, le=1.0)
+    visible: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     """The least share of a box that a cut must leave; a box with less is dropped."""
-    colour: float = Field(0.2, ge=0.0, lt=1.0)
+    colour: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """How much brightness, contrast and saturation may change."""
-    mosaic: float = Field(0.0, ge=0.0, le=1.0)
+    mosaic: Share = 0.0
     """How often four pictures are put into one, which shows many small things at once."""
 
 

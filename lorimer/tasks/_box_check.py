@@ -104,9 +104,7 @@ def checked(written: WrittenSet, names: Sequence[str], leave_out: bool, layout: 
     if refused:
         hint = "" if broken else "\nor leave such boxes out with data.bad_boxes: leave-out"
         raise DataError(f"data: {len(refused)} things are wrong:\n  " + "\n  ".join(_some(refused)) + hint)
-    return BoxSet(
-        tuple(pictures), tuple(names), tuple(likenesses), _told(written, pictures, names, cut, bad)
-    )
+    return BoxSet(tuple(pictures), tuple(names), tuple(likenesses), _told(written, pictures, names, cut, bad))
 
 
 def _look(picture: WrittenPicture) -> _Seen:
@@ -230,5 +228,8 @@ def _told(
     if cut:
         lines.append(f"{cut} boxes stuck out by at most {_SLACK:g} pixels and were cut to their pictures")
     if bad:
-        lines += [f"{len(bad)} boxes left out, as data.bad_boxes asks:", *(f"  {each}" for each in _some(bad))]
+        lines += [
+            f"{len(bad)} boxes left out, as data.bad_boxes asks:",
+            *(f"  {each}" for each in _some(bad)),
+        ]
     return tuple(lines)

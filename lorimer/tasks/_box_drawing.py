@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-
 from lorimer.tasks._grid import labelled_grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-_SHORTEST = 480  # smaller pictures are enlarged until their longer side is so long
-_WIDEST = 640  # of a picture on a sheet
+_SHORTEST = 480  # pixels of the longer side, to which smaller pictures are enlarged
+_SHOWN = 480  # pixels of the longer side of a picture on a sheet
+_MARGIN = 24
 _PAPER, _INK = (255, 255, 255), (20, 20, 30)
 
 # Colours that stay apart for most eyes, from Okabe and Ito's palette, and some more; then they repeat.
@@ -49,15 +49,20 @@ def colour_of(label: int) -> tuple[int, int, int]:
     return _COLOURS[label % len(_COLOURS)]
 
 
-def draw_boxes(picture: Image, marks: Marks, names: Sequence[str]) -> Image:
+def draw_boxes(picture: Image, marks: Marks, names: Sequence[str], side: int | None = None) -> Image:
     """The picture with boxes in their classes' colours, and tags that say the class and the score wherever
-    there is room: a tag lies on no other tag, and where it would it is left out."""
+    there is room: a tag lies on no other tag, and where it would it is left out.
+
+    Args:
+        side: pixels of the longer side of what is drawn; None: the picture's own, but no fewer than 480.
+    """
     from PIL import Image as Images
     from PIL import ImageDraw, ImageFont
 
-    factor = max(1.0, _SHORTEST / max(picture.size))
-    size = (round(picture.width * factor), round(picture.height * factor))
-    drawn = picture.convert("RGB").resize(size, Images.Resampling.BICUBIC) if factor > 1 else picture.copy()
+    factor = (side or max(max(picture.size), _SHORTEST)) / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    drawn = picture.convert("RGB")
+    drawn = drawn.copy() if size == picture.size else drawn.resize(size, Images.Resampling.BICUBIC)
     draw = ImageDraw.Draw(drawn)
     line = max(2, round(max(size) / 320))
     font = ImageFont.load_default(max(12, round(max(size) / 48)))
@@ -74,7 +79,13 @@ def draw_boxes(picture: Image, marks: Marks, names: Sequence[str]) -> Image:
 
 
 def _tag(
-    draw: ImageDraw, text: str, box: list[float], size: tuple[int, int], taken: list[Place], label: int, font: object
+    draw: ImageDraw,
+    text: str,
+    box: list[float],
+    size: tuple[int, int],
+    taken: list[Place],
+    label: int,
+    font: object,
 ) -> bool:
     """Write a tag above a box, inside its top, below it or inside its bottom; False where none is free."""
     width, height = draw.textlength(text, font) + 6, float(getattr(font, "size", 12)) + 4  # type: ignore[arg-type]
@@ -97,14 +108,14 @@ def legend(names: Sequence[str], labels: Sequence[int], width: int) -> Image:
     from PIL import ImageDraw, ImageFont
 
     font = ImageFont.load_default(16)
-    places, x, y = [], 8, 6
+    places, x, y = [], _MARGIN, 0
     for label in labels:
         length = 24 + round(font.getlength(names[label])) + 16
-        if x + length > width and x > 8:
-            x, y = 8, y + 24
+        if x + length > width and x > _MARGIN:
+            x, y = _MARGIN, y + 24
         places.append((label, x, y))
         x += length
-    strip = Images.new("RGB", (width, y + 26), _PAPER)
+    strip = Images.new("RGB", (width, y + 24 + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(strip)
     for label, left, top in places:
         draw.rectangle((left, top + 2, left + 16, top + 18), fill=colour_of(label))
@@ -118,21 +129,12 @@ def comparison(rows: Sequence[tuple[Image, Marks, Marks]], names: Sequence[str],
     Args:
         rows: (picture, what is there, what was found).
     """
-    pairs = [[draw_boxes(picture, marks, names) for marks in both] for picture, *both in rows]
-    per_line = 2 if len(pairs) > 2 else 1
-    lines = [sum(pairs[begin : begin + per_line], []) for begin in range(0, len(pairs), per_line)]
-    shown = [[_within(picture, _WIDEST) for picture in line] for line in lines]
-    heads = ["there", "found"] * per_line
-    sheet = labelled_grid(shown, [""] * len(lines), heads[: len(shown[0])], title)
+    drawn = [draw_boxes(picture, marks, names, _SHOWN) for picture, *both in rows for marks in both]
+    width = 4 if len(rows) > 2 else 2
+    lines = [drawn[begin : begin + width] for begin in range(0, len(drawn), width)]
+    sheet = labelled_grid(lines, [""] * len(lines), ["there", "found"] * (width // 2), title)
     labels = sorted({label for _, *both in rows for marks in both for label in marks.labels.tolist()})
     return _above(sheet, legend(names, labels, sheet.width)) if labels else sheet
-
-
-def _within(picture: Image, side: int) -> Image:
-    """The picture, made smaller where it is larger than `side`."""
-    smaller = picture.copy()
-    smaller.thumbnail((side, side))
-    return smaller
 
 
 def _above(first: Image, second: Image) -> Image:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lorimer.errors import MissingDependencyError
@@ -44,9 +45,7 @@ class Scores:
         lines = ["class,boxes,average_precision,average_precision_50"]
         for each in self.classes:
             name = f'"{each.name}"' if "," in each.name else each.name
-            lines.append(
-                f"{name},{each.boxes},{each.average_precision:.4f},{each.average_precision_50:.4f}"
-            )
+            lines.append(f"{name},{each.boxes},{each.average_precision:.4f},{each.average_precision_50:.4f}")
         return "\n".join(lines) + "\n"
 
 
@@ -59,7 +58,7 @@ def average_precision(truths: Sequence[Truth], found: Sequence[Found], names: Se
     """
     if find_spec("faster_coco_eval") is None:
         raise MissingDependencyError('mAP needs faster-coco-eval: pip install "lorimer[vision]"')
-    from faster_coco_eval import COCO, COCOeval_faster
+    from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
 
     counts = np.zeros(len(names), dtype=int)
     for truth in truths:
@@ -75,23 +74,17 @@ def average_precision(truths: Sequence[Truth], found: Sequence[Found], names: Se
     judged.accumulate()
     # (IoU, recall, class, area, most boxes): all areas, and as many boxes as count.
     precision = judged.eval["precision"][:, :, :, 0, -1]
-    by_class = precision.mean((0, 1)), precision[0].mean(0), precision[5].mean(0)
-    each = tuple(
-        ClassScores(names[place], int(counts[place]), float(by_class[0][row]), float(by_class[1][row]))
+    over_all, at_50, at_75 = precision.mean((0, 1)), precision[0].mean(0), precision[5].mean(0)
+    classes = tuple(
+        ClassScores(names[place], int(counts[place]), float(over_all[row]), float(at_50[row]))
         for row, place in enumerate(there)
     )
-    return Scores(*(float(values.mean()) for values in by_class), classes=each)
+    return Scores(float(over_all.mean()), float(at_50.mean()), float(at_75.mean()), classes)
 
 
 def _as_coco(truths: Sequence[Truth], there: Sequence[int]) -> dict[str, object]:
     annotations = [
-        {
-            "image_id": picture,
-            "category_id": label,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-        }
+        {"image_id": picture, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
         for picture, truth in enumerate(truths, 1)
         for box, label in zip(_sized(truth.boxes), truth.labels.tolist(), strict=True)
     ]
@@ -116,10 +109,7 @@ def _detections(found: Sequence[Found], there: set[int]) -> list[dict[str, objec
 
 def _sized(boxes: Tensor) -> list[list[float]]:
     """Corners -> x, y, width, height."""
-    boxes = boxes.detach().float().cpu()
-    boxes = boxes.clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    rows: list[list[float]] = boxes.tolist()
+    rows: list[list[float]] = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
     return rows
 
 

@@ -1,9 +1,9 @@
 """Pictures with boxes from any of the forms they come in, found out by what is there.
 
-    Annotations/, or .xml beside pictures                      Pascal VOC
-    data.yaml or classes.txt, images/ and labels/              YOLO
-    .json with images, annotations, categories                 COCO
-    metadata.jsonl, .parquet or a name on the hub              Hugging Face's `objects`
+Annotations/, or .xml beside pictures                      Pascal VOC
+data.yaml or classes.txt, images/ and labels/              YOLO
+.json with images, annotations, categories                 COCO
+metadata.jsonl, .parquet or a name on the hub              Hugging Face's `objects`
 """
 
 from __future__ import annotations
@@ -80,5 +80,7 @@ def _of_folder(folder: Path, split: str | None, pictures: str | None, names: Seq
     if not found:
         raise DataError(f"{folder}: holds no boxes in a known form: {FORMS}")
     if len(found) > 1:
-        raise DataError(f"{folder}: holds boxes as {' and as '.join(found)}; give the file of one as the path")
+        raise DataError(
+            f"{folder}: holds boxes as {' and as '.join(found)}; give the file of one as the path"
+        )
     return next(iter(found.values()))()

@@ -1,4 +1,4 @@
-"""Boxes in COCO's form: one JSON file with `images`, `annotations` and `categories`, and a folder of pictures.
+"""Boxes in COCO's form: a JSON file with `images`, `annotations` and `categories`, and a folder of pictures.
 
 Boxes are x, y, width, height in pixels. Annotations of crowds are left out: they mark where many things are
 that nobody told apart.
@@ -48,8 +48,9 @@ def choose_coco(folder: Path, files: list[Path], split: str | None) -> Path:
     if fitting:
         shown = ", ".join(file.relative_to(folder).as_posix() for file in fitting)
         raise DataError(f"{folder}: several files are of the split {asked!r}: {shown}. Give one as the path")
+    known = ", ".join(names)
     raise DataError(
-        f"{folder}: no COCO file is of the split {asked!r}.{suggest(asked, names)} There are: {', '.join(names)}"
+        f"{folder}: no COCO file is of the split {asked!r}.{suggest(asked, names)} Known: {known}"
     )
 
 
@@ -87,9 +88,9 @@ def read_coco(file: Path, pictures: Path | None = None) -> WrittenSet:
             where = "leads out of the data folder" if path is None else f"is not in {root.name}"
             problems.append(f"{file.name}: the picture {name!r} {where}; see data.pictures")
             continue
-        size = (image.get("width"), image.get("height"))
-        said = size if all(isinstance(side, int) and side > 0 for side in size) else None
-        found.append(WrittenPicture(name, Stored(path), tuple(by_picture.get(key, ())), file.name, said))  # type: ignore[arg-type]
+        found.append(
+            WrittenPicture(name, Stored(path), tuple(by_picture.get(key, ())), file.name, _size(image))
+        )
     notes = (f"{crowds} annotations of crowds left out",) if crowds else ()
     return WrittenSet(
         "COCO", "xywh", tuple(found), tuple(classes.values()), told=notes, problems=tuple(problems)
@@ -109,7 +110,9 @@ def _parsed(file: Path) -> Mapping[str, Any]:
     wanted = {"images": ("id", "file_name"), "annotations": ("image_id",), "categories": ("id", "name")}
     for part, fields in wanted.items():
         for number, each in enumerate(told[part], 1):
-            if not isinstance(each, dict) or not all(isinstance(each.get(name), int | str) for name in fields):
+            if not isinstance(each, dict) or not all(
+                isinstance(each.get(name), int | str) for name in fields
+            ):
                 raise DataError(f"{file}: {part}, entry {number}: needs {' and '.join(fields)}")
     return told
 
@@ -134,6 +137,14 @@ def _boxes(
         else:
             found[each["image_id"]].append(WrittenBox(values, classes[each["category_id"]], place))
     return found, crowds
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height as the file says them, if it does."""
+    width, height = image.get("width"), image.get("height")
+    return (
+        (width, height) if isinstance(width, int) and isinstance(height, int) and width and height else None
+    )
 
 
 def _root(file: Path, images: list[dict[str, Any]]) -> Path:

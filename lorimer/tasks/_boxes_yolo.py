@@ -40,8 +40,12 @@ def read_yolo(config: Path, split: str | None) -> WrittenSet:
     """
     folder = config.parent.parent if config.parent.name == "labels" else config.parent
     if config.suffix == ".txt":
-        names = tuple(line.strip() for line in config.read_text(encoding="utf-8").splitlines() if line.strip())
-        places = _split_folders(folder, split) or [folder / "images" if (folder / "images").is_dir() else folder]
+        names = tuple(
+            line.strip() for line in config.read_text(encoding="utf-8").splitlines() if line.strip()
+        )
+        places = _split_folders(folder, split) or [
+            folder / "images" if (folder / "images").is_dir() else folder
+        ]
     else:
         told = _parsed(config)
         names = _names(told.get("names"), config)
@@ -84,7 +88,9 @@ def _split_places(told: dict[str, Any], config: Path, folder: Path, split: str) 
     if value is None:
         if found := _split_folders(folder, split):
             return found
-        known = [name for name in told if isinstance(told[name], str | list) and name not in ("names", "path")]
+        known = [
+            name for name in told if isinstance(told[name], str | list) and name not in ("names", "path")
+        ]
         raise DataError(f"{config}: has no split {split!r}.{suggest(split, known)} Known: {', '.join(known)}")
     root = within(folder, str(told.get("path") or "."))
     base = root if root is not None and root.is_dir() else folder
@@ -102,7 +108,9 @@ def _split_places(told: dict[str, Any], config: Path, folder: Path, split: str) 
 def _split_folders(folder: Path, split: str | None) -> list[Path]:
     """The folders of a split where no file says them."""
     same = next((names for names in _SAME_SPLIT.values() if split in names), (split,) if split else ())
-    tried = [folder / first / second for name in same for first, second in (("images", name), (name, "images"))]
+    tried = [
+        folder / first / second for name in same for first, second in (("images", name), (name, "images"))
+    ]
     return [place for place in tried if place.is_dir()][:1]
 
 
@@ -113,7 +121,9 @@ def _pictures(place: Path, folder: Path, problems: list[str]) -> list[Path]:
     for number, line in enumerate(place.read_text(encoding="utf-8").splitlines(), 1):
         path = within(folder, line.strip())
         if line.strip() and (path is None or not path.is_file()):
-            problems.append(f"{place.name}, line {number}: there is no picture {line.strip()!r} in the folder")
+            problems.append(
+                f"{place.name}, line {number}: there is no picture {line.strip()!r} in the folder"
+            )
         elif line.strip() and path is not None:
             found.append(path)
     return found

@@ -105,8 +105,9 @@ class Detector(ABC):
         """Facts for the adapter's file that loading needs beside names."""
         return {}
 
-    def restore(self, facts: Mapping[str, str]) -> None:
-        """Be as the detector was whose `metadata` a file has."""
+    def restored(self, facts: Mapping[str, str]) -> Detector:
+        """This detector, made as the one was whose `metadata` a file has."""
+        return self
 
     def preparation(self) -> str:
         """Everything that prepared pixels depend on beside the picture."""

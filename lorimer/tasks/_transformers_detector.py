@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MULTIPLE = 32  # pixels: what backbones halve five times
+_LARGEST = 8192  # pixels of a side that a file may ask for
 Size = tuple[int, int]  # height, width
 
 
@@ -131,10 +132,12 @@ class TransformersDetector(Detector):
     def metadata(self) -> dict[str, str]:
         return {} if self.canvas is None else {"picture_size": "{}x{}".format(*self.canvas)}
 
-    def restore(self, facts: Mapping[str, str]) -> None:
-        if "picture_size" in facts:
-            height, width = facts["picture_size"].split("x")
-            self.canvas = (int(height), int(width))
+    def restored(self, facts: Mapping[str, str]) -> Detector:
+        sides = facts.get("picture_size", "").split("x")
+        if not (len(sides) == 2 and all(side.isdecimal() and 0 < int(side) <= _LARGEST for side in sides)):
+            raise FileFormatError(f"picture_size must be height x width, not {facts.get('picture_size')!r}")
+        self.canvas = (int(sides[0]), int(sides[1]))
+        return self
 
     def describe(self) -> list[str]:
         assert self.canvas is not None

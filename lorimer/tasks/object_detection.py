@@ -197,8 +197,8 @@ class ObjectDetection(Task):
         if not self.recipe.preview.pictures:
             return [table]
         title = f"{self.recipe.name}, after {step} steps: mAP50 {scores.map50:.1%}, mAP {scores.map:.1%}"
-        sheet = folder / f"boxes-{step:06d}.jpg"
-        comparison(list(self._drawn(found)), self.detector.names, title).save(sheet, quality=90)
+        sheet = folder / f"boxes-{step:06d}.png"
+        comparison(list(self._drawn(found)), self.detector.names, title).save(sheet)
         return [sheet, table]
 
     def _drawn(self, found: Sequence[Found]) -> Iterator[tuple[Any, Marks, Marks]]:
@@ -208,7 +208,11 @@ class ObjectDetection(Task):
             one, each = self._held_out.boxed(place), found[place]
             sure = each.scores >= self.recipe.preview.threshold
             boxes = self.detector.prepare(one.picture).back(each.boxes[sure])
-            yield one.picture, Marks(one.boxes, one.labels), Marks(boxes, each.labels[sure], each.scores[sure])
+            yield (
+                one.picture,
+                Marks(one.boxes, one.labels),
+                Marks(boxes, each.labels[sure], each.scores[sure]),
+            )
 
     def describe(self, model: nn.Module, data: Dataset[Any]) -> list[str]:
         kept = [name for name in self.detector.names if name not in self.classes]
