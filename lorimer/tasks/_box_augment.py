@@ -27,11 +27,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class Augment(Section):
     """How pictures to learn from are changed at random, boxes with them; held-out ones never are."""
 
-    aliases: ClassVar[Mapping[str, str]] = {
-        "horizontal_flip": "flip",
-        "hflip": "flip",
-        "vflip": "vertical_flip",
-    }
+    aliases: ClassVar[Mapping[str, str]] = {"hflip": "flip", "vflip": "vertical_flip"}
 
     flip: Share = 0.5
     """How often a picture is mirrored left to right; 0 where left and right mean something, as in writing."""

@@ -55,7 +55,7 @@ def choose_coco(folder: Path, files: list[Path], split: str | None) -> Path:
 
 
 def _is_of(file: Path, folder: Path, split: str) -> bool:
-    """`instances_train2017.json`, `train.json` and `train/_annotations.coco.json` are of the split `train`."""
+    """`instances_train2017.json`, `train.json` and `train/_annotations.coco.json` are of `train`."""
     words = [word for part in file.relative_to(folder).parts for word in re.split(r"[^A-Za-z]+", part)]
     return split in words or split in (file.stem, file.parent.name)
 
@@ -142,9 +142,9 @@ def _boxes(
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     """Width and height as the file says them, if it does."""
     width, height = image.get("width"), image.get("height")
-    return (
-        (width, height) if isinstance(width, int) and isinstance(height, int) and width and height else None
-    )
+    if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
+        return width, height
+    return None
 
 
 def _root(file: Path, images: list[dict[str, Any]]) -> Path:

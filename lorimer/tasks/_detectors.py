@@ -31,7 +31,7 @@ def load_detector(
     if config.get("model_type") == "nanodet":
         from lorimer.tasks._nanodet import load_nanodet
 
-        return load_nanodet(place, names, keep, dtype)
+        return load_nanodet(place, names, keep, torch.float32 if dtype == "auto" else dtype)
     from lorimer.tasks._transformers_detector import load_transformers_detector
 
     return load_transformers_detector(name, names, keep, dtype)

@@ -22,7 +22,7 @@ from lorimer.errors import FileFormatError, MissingDependencyError
 from lorimer.tasks._box_maths import clip
 from lorimer.tasks._detector import Detector, Found, Prepared, Truth
 from lorimer.tasks._detector_head import new_classes, resize_head
-from lorimer.tasks._language_files import _told, load_pretrained, model_place
+from lorimer.tasks._language_files import load_pretrained, model_place, told_as_ours
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -163,7 +163,7 @@ def load_transformers_detector(
     if find_spec("scipy") is None:
         raise MissingDependencyError('detectors of transformers need scipy: pip install "lorimer[vision]"')
     network, lacking = load_pretrained(AutoModelForObjectDetection, name, dtype, may_lack=_MAY_LACK)
-    with _told(name, "image processor"):
+    with told_as_ours(name, "image processor"):
         processor: Any = AutoImageProcessor.from_pretrained(model_place(name), backend="pil")
     if not hasattr(getattr(processor, "size", None), "height"):
         raise FileFormatError(f"{name}: its image processor says no size of pictures")
