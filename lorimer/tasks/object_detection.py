@@ -43,6 +43,7 @@ class ObjectDetection(Task):
     description = "A detector learns to find and name things in pictures"
     Data: ClassVar[type[Section]] = BoxData
     Preview: ClassVar[type[Section]] = BoxPreview
+    rests: ClassVar[bool] = True
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
