@@ -187,7 +187,7 @@ class _Fitting:
         out = max(-x0, -y0, x1 - width, y1 - height)
         if out > _SLACK:
             corners = "" if self.layout == "xyxy" else "; if these are corners, say data.box_format: xyxy"
-            return f"sticks out of its picture of {width} x {height} by {out:.4g} pixels: cut it{corners}"
+            return f"sticks out of its picture of {width} x {height} pixels by {out:.4g}: cut it{corners}"
         self.cut += out > _ROUNDING
         self.boxes.append((max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)))
         self.labels.append(self.names.index(box.label))

@@ -31,11 +31,13 @@ class Classes:
         names: in the order of the rows.
         sources: of each row the base's row that it begins as; None for a new one.
         learned: places of the classes to learn.
+        new: places of those among them that the base does not know.
     """
 
     names: tuple[str, ...]
     sources: tuple[int | None, ...]
     learned: tuple[int, ...]
+    new: tuple[int, ...]
 
 
 def new_classes(base: Sequence[str], wanted: Sequence[str], keep: bool) -> Classes:
@@ -50,7 +52,8 @@ def new_classes(base: Sequence[str], wanted: Sequence[str], keep: bool) -> Class
         place if keep and place < len(base) else base.index(name) if name in base else None
         for place, name in enumerate(names)
     )
-    return Classes(names, sources, tuple(names.index(name) for name in wanted))
+    learned = tuple(names.index(name) for name in wanted)
+    return Classes(names, sources, learned, tuple(place for place in learned if sources[place] is None))
 
 
 def resize_head(network: nn.Module, classes: Classes) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ and zeros on the right and below.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -50,13 +51,18 @@ class TransformersDetector(Detector):
         classes = new_classes(self.old, names, keep)
         heads = resize_head(network, classes)
         self.names = classes.names
-        modules = {key.rpartition(".")[0] for key in lacking}
-        self.new = {
-            **dict.fromkeys(sorted(modules)),
-            **dict.fromkeys(heads, classes.learned if keep and not modules & set(heads) else None),
-        }
-        rows = network.get_parameter(f"{heads[0]}.weight").shape[0]
-        self.softmax = rows > len(self.names) and not hasattr(config, "num_denoising")
+        self.new = dict.fromkeys(sorted({key.rpartition(".")[0] for key in lacking}))
+        if not keep:
+            self.new |= dict.fromkeys(heads)
+        elif classes.new:
+            self.new |= {head: classes.new for head in heads if head not in self.new}
+        layers = [network.get_submodule(head) for head in heads]
+        self.softmax = any(
+            isinstance(each, nn.Linear) and each.out_features > len(self.names) for each in layers
+        )
+        if keep:
+            places = [*classes.learned, len(self.names)] if self.softmax else classes.learned
+            network.loss_function = _of_learned(network.loss_function, places, classes.learned)
         size = processor.size
         self.stretches = size.height is not None
         self.canvas: Size | None = (size.height, size.width) if self.stretches else None
@@ -171,6 +177,38 @@ def load_transformers_detector(
 
 
 _MAY_LACK = r"(class_labels_classifier|bbox_predictor|class_embed|bbox_embed|enc_score_head|enc_bbox_head)"
+
+
+def _of_learned(loss: Any, columns: Sequence[int], learned: Sequence[int]) -> Any:
+    """A loss of transformers over the classes that the data tell of, and "no object". Of others a picture's
+    boxes say nothing, not even that there are none, so that they take no part.
+
+    Args:
+        columns: of the logits.
+        learned: places of the classes.
+    """
+
+    def of_learned(
+        logits: Tensor,
+        labels: Sequence[Mapping[str, Tensor]],
+        device: Any,
+        boxes: Tensor,
+        config: Any,
+        *all_classes: Tensor | None,
+        **options: Any,
+    ) -> Any:
+        narrow = copy.copy(config)
+        narrow.id2label = dict(enumerate(map(str, learned)))
+        places = logits.new_full((max(learned) + 1,), -1, dtype=torch.long)
+        places[list(learned)] = torch.arange(len(learned), device=places.device)
+        told = [{**each, "class_labels": places[each["class_labels"]]} for each in labels]
+        if options.get("enc_topk_logits") is not None:
+            options["enc_topk_logits"] = options["enc_topk_logits"][..., columns]
+        classes, *rest = all_classes or (None,)
+        chosen = None if classes is None else classes[..., columns]
+        return loss(logits[..., columns], told, device, boxes, narrow, chosen, *rest, **options)
+
+    return of_learned
 
 
 def _scaled(size: tuple[int, int], rule: Any, longest: int | None) -> Size:

@@ -94,6 +94,23 @@ def text_classification(folder: Path) -> Values:
     }
 
 
+def object_detection(folder: Path) -> Values:
+    from tests.tiny_detectors import shapes
+
+    return {
+        "model": _tiny_detector(),
+        "data": {"path": str(shapes(folder / "shapes", 6)), "validation": {"fraction": 0.4}},
+        "adapter": {"rank": 2},
+    }
+
+
+@cache
+def _tiny_detector() -> str:
+    from tests.tiny_detectors import save_tiny_detector
+
+    return str(save_tiny_detector(Path(mkdtemp())))
+
+
 @cache
 def _tiny_encoder() -> str:
     from tests.tiny_texts import save_tiny_encoder
@@ -121,4 +138,5 @@ CASES: dict[str, MakeValues] = {
     "concept-slider": concept_slider,
     "text-generation": text_generation,
     "text-classification": text_classification,
+    "object-detection": object_detection,
 }
