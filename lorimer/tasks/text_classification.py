@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from lorimer.errors import RecipeError
 from lorimer.tasks._base import Section, Task
 from lorimer.tasks._classified_texts import Text, as_texts
-from lorimer.tasks._classifier import load_with_head
+from lorimer.tasks._classifier import heads_of, load_with_head, spared_in
 from lorimer.tasks._confusion import draw_confusion
 from lorimer.tasks._held_out import split
 from lorimer.tasks._label_losses import balanced, losses, scores, targets
@@ -145,22 +145,11 @@ class TextClassification(Task):
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
         """The head, and modules whose weights are new."""
-        base = getattr(model, "base_model_prefix", "")
-        heads = [
-            name
-            for name, child in model.named_children()
-            if name != base and any(True for _ in child.parameters())
-        ]
-        new = {key.rpartition(".")[0] for key in self._new}
-        return dict.fromkeys([*heads, *sorted(each for each in new if each.partition(".")[0] not in heads)])
+        return dict.fromkeys(heads_of(model, self._new))
 
     def spared(self, model: nn.Module) -> Sequence[str]:
         """What is trained in full."""
-        return [
-            name
-            for name, _ in model.named_modules()
-            if any(name == path or name.startswith(f"{path}.") for path in self.full(model))
-        ]
+        return spared_in(model, self.full(model))
 
     def data(self, model: nn.Module) -> Dataset[Any]:
         data = self._section
