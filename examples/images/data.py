@@ -3,8 +3,8 @@
     python examples/images/data.py WORK
 
 writes WORK/stamps/{animals,clothes,...}/*.png (Tux Paint's photographs: package tuxpaint-stamps-default,
-GPL 2) and WORK/fashion/*.gz (Fashion-MNIST: package dataset-fashion-mnist, MIT). Packages are taken from /usr/share
-where they are installed, else fetched with `apt-get download`; nothing is installed.
+GPL 2) and WORK/fashion/*.gz (Fashion-MNIST: package dataset-fashion-mnist, MIT). Packages are taken from
+/usr/share where they are installed, else fetched with `apt-get download`; nothing is installed.
 
 A stamp is taken for a photograph where it is no cartoon, toy or plastic thing and has more than 256 colours.
 Labels are the outermost folders of things: 271 photographs of 7 labels.

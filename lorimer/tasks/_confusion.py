@@ -26,9 +26,12 @@ def draw_confusion(matrix: Tensor, names: Sequence[str], title: str) -> Image:
     in colour as its share of the row. Of more than 60 labels those are shown that are most in error."""
     from PIL import Image, ImageDraw, ImageFont
 
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     if len(names) > _MOST:
         title += f"; the {_MOST} of {len(names):,} labels most in error"
-        matrix, names = _most_in_error(matrix, names)
+        places = _most_in_error(matrix)
+        matrix, shares = matrix[places][:, places], shares[places][:, places]
+        names = [names[place] for place in places.tolist()]
     cell = _WIDE if len(names) <= _FEW else _NARROW if len(names) <= _SOME else _FINE
     font = ImageFont.load_default(TEXT)
     small = ImageFont.load_default(TEXT if cell == _WIDE else TEXT - 4)
@@ -52,7 +55,7 @@ def draw_confusion(matrix: Tensor, names: Sequence[str], title: str) -> Image:
         else:
             draw.text((middle, top - MARGIN // 2), name, INK, font, anchor="ms")
         for column in range(len(names)):
-            share = float(matrix[row, column]) / max(int(matrix[row].sum()), 1)
+            share = float(shares[row, column])
             box = (left + wide * column, top + cell * row)
             draw.rectangle((*box, box[0] + wide - 2, box[1] + cell - 2), _shade(share))
             text = _in_cell(int(matrix[row, column]), share, cell)
@@ -77,10 +80,10 @@ def _in_cell(count: int, share: float, cell: int) -> str:
     return str(count) if cell == _NARROW and count else ""
 
 
-def _most_in_error(matrix: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
+def _most_in_error(matrix: Tensor) -> Tensor:
+    """Places of labels that are taken for others, or others for them, the most often, in order."""
     wrong = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diag()
-    places = torch.argsort(wrong, descending=True, stable=True)[:_MOST].sort().values
-    return matrix[places][:, places], [names[place] for place in places.tolist()]
+    return torch.argsort(wrong, descending=True, stable=True)[:_MOST].sort().values
 
 
 def _write_upright(picture: Image, text: str, middle: int, bottom: int, font: Any) -> None:

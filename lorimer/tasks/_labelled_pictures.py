@@ -11,7 +11,7 @@ any of the folders in train/, ...    the parts of a dataset; `split` chooses
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -154,7 +154,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _of_folders(folder: Path, limit: int | None) -> FoundPictures:
     labels = _folders_in(folder)
-    files = {label.name: list(_pictures_in(label, SUFFIXES)) for label in labels}
+    files = {label.name: list(pictures_in(label)) for label in labels}
     if not any(files.values()):
         raise DataError(
             f"{folder}: holds no labelled pictures. Put a folder for each label there, or a metadata.jsonl "
@@ -165,7 +165,7 @@ def _of_folders(folder: Path, limit: int | None) -> FoundPictures:
     empty = [label for label, own in files.items() if not own]
     notes = [f"without pictures, so no labels: {', '.join(empty[:_SHOWN])}"] if empty else []
     others = [
-        path for label in labels for path in _pictures_in(label, set(OTHER_PICTURE_SUFFIXES) - set(SUFFIXES))
+        path for label in labels for path in pictures_in(label, set(OTHER_PICTURE_SUFFIXES) - set(SUFFIXES))
     ]
     if others:
         shown = ", ".join(path.relative_to(folder).as_posix() for path in others[:_SHOWN])
@@ -178,7 +178,8 @@ def _of_folders(folder: Path, limit: int | None) -> FoundPictures:
     return FoundPictures(folder.name, pictures[:limit], tuple(notes), tuple(problems))
 
 
-def _pictures_in(folder: Path, suffixes: Sequence[str] | set[str]) -> Iterator[Path]:
+def pictures_in(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Iterator[Path]:
+    """The files with these endings in a folder and the folders in it, sorted, without hidden ones."""
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.suffix.lower() in suffixes and not hidden and path.is_file():
