@@ -1,16 +1,13 @@
-"""`lorimer predict` for detectors: what is where in pictures, as COCO's JSON and drawn. Imported when it runs,
-since it imports torch."""
+"""What a trained detector finds in pictures. Imported when it is asked, since it imports torch."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from lorimer.cli._answers import Answer, Asked
+from lorimer.cli._predict_images import picture_files
 from lorimer.cli._runs import adapter_file
 from lorimer.cli._texts import base_of, run_recipe
 from lorimer.errors import DataError, UsageError
@@ -19,107 +16,105 @@ from lorimer.tasks._box_drawing import Marks, draw_boxes
 from lorimer.tasks._box_scores import MOST
 from lorimer.tasks._detector import Found
 from lorimer.tasks._picture_decoding import Stored, decode, on_white
-from lorimer.tasks._picture_folder import PICTURE_SUFFIXES
 from lorimer.tasks._trained_detector import TrainedDetector
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PREDICTIONS = "predictions.json"
-NamedFile = tuple[Path, str]
+THRESHOLD = 0.3  # how sure a box must be unless the command line says
 
 
-def predict_boxes(
-    source: Path,
-    places: Sequence[str],
-    output: Path,
-    model: str | None,
-    strength: float,
-    threshold: float,
-    batch_size: int,
-    as_json: bool,
-) -> None:
-    """Find things in pictures; see `lorimer predict`.
+def answers(asked: Asked) -> Iterator[Answer]:
+    """What is in the pictures that were given, and in all in folders, in their order. Where an output folder
+    is asked for, drawn copies of them go there, and at the end `predictions.json`, all boxes in COCO's form
+    with scores.
 
-    Writes into `output` `predictions.json`, COCO's form with a score for each annotation, and a drawn copy of
-    every picture; prints a line for each.
+    Raises:
+        DataError: some pictures are broken; they are named once the others are answered.
     """
-    files = _pictures(places)
-    recipe = run_recipe(source, "object-detection")
-    trained = TrainedDetector.load(adapter_file(source), base_of(source, recipe, model), strength)
-    output.mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for (file, name), picture, found in _looked_at(trained, files, threshold, batch_size):
-        number = len(images) + 1
-        own = list(_annotations(found, number, len(annotations) + 1))
-        images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
-        annotations += own
-        marks = Marks(found.boxes, found.labels, found.scores)
-        draw_boxes(picture, marks, trained.names).save(output / _drawn_name(number, name))
-        _say(file, own, trained.names, as_json)
-    categories = [{"id": place, "name": name} for place, name in enumerate(trained.names, 1)]
-    told = {"images": images, "categories": categories, "annotations": annotations}
-    write_json(output / PREDICTIONS, told)
+    if not asked.inputs or asked.file is not None:
+        raise UsageError("say what to look at: pictures, and folders of such")
+    files = [file for given in asked.inputs for file in picture_files(Path(given).expanduser())]
+    recipe = run_recipe(asked.source, "object-detection")
+    base = base_of(asked.source, recipe, asked.model)
+    trained = TrainedDetector.load(adapter_file(asked.source), base, asked.strength)
+    least = THRESHOLD if asked.threshold is None else asked.threshold
+    written = _Written(trained.names, asked.output)
+    broken: list[str] = []
+    for begin in range(0, len(files), asked.batch_size):
+        opened = _opened(files[begin : begin + asked.batch_size], broken)
+        found = trained.predict(list(opened.values()), least, MOST, asked.batch_size)
+        for (file, picture), each in zip(opened.items(), found, strict=True):
+            written.take(file, picture, each)
+            yield Answer(str(file), {"picture": str(file), "boxes": _boxes(each, trained.names)})
+    written.finish()
+    if broken:
+        raise DataError(
+            f"{len(broken)} of {len(files)} pictures cannot be answered\n  " + "\n  ".join(broken)
+        )
 
 
-def _looked_at(
-    trained: TrainedDetector, files: Sequence[NamedFile], threshold: float, batch_size: int
-) -> Iterator[tuple[NamedFile, Image, Found]]:
-    """Each picture and what was found in it, some at a time."""
-    for begin in range(0, len(files), batch_size):
-        some = files[begin : begin + batch_size]
-        pictures = [on_white(decode(Stored(file).read(str(file)), str(file))) for file, _ in some]
-        yield from zip(some, pictures, trained.predict(pictures, threshold, MOST, batch_size), strict=True)
+def _opened(files: list[Path], broken: list[str]) -> dict[Path, Image]:
+    """The pictures of files; what is wrong with others goes to `broken`."""
+    found = {}
+    for file in files:
+        try:
+            found[file] = on_white(decode(Stored(file).read(str(file)), str(file)))
+        except DataError as error:
+            broken.append(str(error))
+    return found
 
 
-def _pictures(places: Sequence[str]) -> list[NamedFile]:
-    """The picture files that are named, and those in folders that are, each with its name in there."""
-    found: dict[Path, str] = {}
-    for place in places:
-        path = Path(place).expanduser()
-        if path.is_dir():
-            within = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in PICTURE_SUFFIXES]
-            if not within:
-                raise DataError(f"{path}: holds no picture; known endings: {', '.join(PICTURE_SUFFIXES)}")
-            found |= {each: each.relative_to(path).as_posix() for each in within}
-        elif path.is_file():
-            found[path] = path.name
-        else:
-            raise UsageError(f"there is no picture and no folder {place}")
-    if not found:
-        raise UsageError("say what to look at: pictures, or folders of pictures")
-    return list(found.items())
-
-
-def _drawn_name(number: int, name: str) -> str:
-    """What a drawn picture is called: numbers keep those apart that have one name."""
-    return f"{number:04d}-{Path(name).stem}.png"
-
-
-def _annotations(found: Found, picture: int, first: int) -> Iterator[dict[str, Any]]:
+def _boxes(found: Found, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Of each box its class, score, and x, y, width and height in pixels."""
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    for number, ((x0, y0, x1, y1), score, label) in enumerate(rows, first):
-        yield {
-            "id": number,
-            "image_id": picture,
-            "category_id": label + 1,
-            "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-            "area": round((x1 - x0) * (y1 - y0), 2),
-            "iscrowd": 0,
+    return [
+        {
+            "label": names[label],
             "score": round(score, 4),
+            "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
         }
+        for (x0, y0, x1, y1), score, label in rows
+    ]
 
 
-def _say(file: Path, annotations: Sequence[dict[str, Any]], names: Sequence[str], as_json: bool) -> None:
-    """A line for a picture: how many of each class, or JSON."""
-    if as_json:
-        boxes = [
-            {"class": names[each["category_id"] - 1], "bbox": each["bbox"], "score": each["score"]}
-            for each in annotations
-        ]
-        typer.echo(json.dumps({"picture": str(file), "boxes": boxes}, ensure_ascii=False))
-        return
-    counts = Counter(names[each["category_id"] - 1] for each in annotations)
-    shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing"
-    typer.echo(f"{shown}\t{file}")
+class _Written:
+    """The output folder; nothing where none is asked for."""
+
+    def __init__(self, names: tuple[str, ...], folder: Path | None) -> None:
+        self.names, self.folder = names, folder
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, file: Path, picture: Image, found: Found) -> None:
+        """Draw what was found in a picture, and keep it for the end."""
+        if self.folder is None:
+            return
+        number = len(self.images) + 1
+        size = {"width": picture.width, "height": picture.height}
+        self.images.append({"id": number, "file_name": file.name, **size})
+        for label, box in zip(found.labels.tolist(), _boxes(found, self.names), strict=True):
+            width, height = box["bbox"][2:]
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1,
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "bbox": box["bbox"],
+                    "area": round(width * height, 2),
+                    "iscrowd": 0,
+                    "score": box["score"],
+                }
+            )
+        marks = Marks(found.boxes, found.labels, found.scores)
+        # Numbers keep apart pictures from several folders that have one name.
+        draw_boxes(picture, marks, self.names).save(self.folder / f"{number:04d}-{file.stem}.png")
+
+    def finish(self) -> None:
+        """Write `predictions.json`."""
+        if self.folder is not None:
+            categories = [{"id": place, "name": name} for place, name in enumerate(self.names, 1)]
+            told = {"images": self.images, "categories": categories, "annotations": self.annotations}
+            write_json(self.folder / "predictions.json", told)

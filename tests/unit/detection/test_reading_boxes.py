@@ -151,7 +151,7 @@ def test_corners_where_sizes_are_wanted_are_hinted_at_and_can_be_said(tmp_path: 
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     rows[0]["objects"] = {"bbox": [[30, 20, 70, 50]], "category": ["dog"]}
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[:1])))
-    with pytest.raises(DataError, match="by 20: cut it; if these are corners, say data.box_format"):
+    with pytest.raises(DataError, match=r"by 20: cut it; if these are corners, say data\.box_format"):
         read(folder)
     written = read_boxes(str(folder))
     assert checked(written, ("dog",), False, "xyxy").pictures[0].boxes.tolist() == [[30, 20, 70, 50]]
@@ -162,7 +162,7 @@ def test_unknown_classes_and_other_sizes_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is of the class 'dog', which is none of the classes.*dogs"):
         checked(written, ("cat", "dogs"), False, None)
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "data" / "JPEGImages" / "c.png")
-    with pytest.raises(DataError, match="says 80 x 60 pixels, and JPEGImages/c.png has 60 x 80"):
+    with pytest.raises(DataError, match=r"says 80 x 60 pixels, and JPEGImages/c\.png has 60 x 80"):
         read(tmp_path / "data")
 
 
@@ -179,7 +179,7 @@ def test_missing_pictures_and_paths_that_lead_out_are_told(tmp_path: Path) -> No
     told = json.loads(coco.read_text())
     told["images"][0]["file_name"] = "../../secret.png"
     coco.write_text(json.dumps(told))
-    with pytest.raises(DataError, match="leads out of the data folder|is not in"):
+    with pytest.raises(DataError, match=r"leads out of the data folder|is not in"):
         read_boxes_checked(tmp_path / "coco")
 
 

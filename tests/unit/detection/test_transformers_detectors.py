@@ -84,7 +84,7 @@ def test_finds_what_its_own_program_finds(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kept_classes_are_found_as_before(kind: str) -> None:
-    """As before but for rounding where scores are each by themselves; a softmax shares them out among more."""
+    """But for rounding, and for a softmax, which shares scores out among more classes."""
     base, kept = load(kind), load(kind, "blue", keep=True)
     assert kept.names == (*KNOWN, "blue") and set(map(tuple, kept.new.values())) == {(2,)}  # type: ignore[arg-type]
     pixels = base.prepare(picture()).pixels[None]
