@@ -79,9 +79,7 @@ def make(folder: Path, root: Path, count: int, testing: bool, seed: int) -> Path
         boxes = _paste(picture, cutouts, draw)
         name = f"pictures/{number:04d}.jpg"
         picture.save(folder / name, quality=92)
-        images.append(
-            {"id": number, "file_name": name, "width": picture.width, "height": picture.height}
-        )
+        images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
         for label, (x0, y0, x1, y1) in boxes:
             sides = (x1 - x0, y1 - y0)
             annotations.append(
