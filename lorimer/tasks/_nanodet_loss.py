@@ -114,7 +114,10 @@ def detection_loss(
     """
     boxes = expected_boxes(distances, points, strides)
     with torch.no_grad():
-        each = [assign(*seen, points, truth) for *seen, truth in zip(logits, boxes, truths, strict=True)]
+        each = [
+            assign(said, drawn, points, truth)
+            for said, drawn, truth in zip(logits, boxes, truths, strict=True)
+        ]
     picture = torch.cat([torch.full_like(one.points, place) for place, one in enumerate(each)])
     point = torch.cat([one.points for one in each])
     labels = torch.cat([truth.labels[one.boxes] for one, truth in zip(each, truths, strict=True)])
