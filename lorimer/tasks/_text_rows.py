@@ -151,7 +151,7 @@ def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Row
             f'data: {name}: datasets of the hub need the package datasets: pip install "lorimer[text]"'
         ) from error
     try:
-        found = load_dataset(name, subset, split=split, streaming=limit is not None)
+        found = _undecoded(load_dataset(name, subset, split=split, streaming=limit is not None))
         rows = found if limit is None else list(found.take(limit))
     except (OSError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
@@ -161,16 +161,36 @@ def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Row
         for column, feature in (getattr(found, "features", None) or {}).items()
         if isinstance(getattr(feature, "names", None), list)
     }  # labels, which stand there as numbers
-    return Rows([_with_names(row, named) for row in rows] if named else rows, name)
+    return Rows(_Named(rows, named) if named else rows, name)
 
 
-def _with_names(row: Row, named: Mapping[str, Sequence[str]]) -> Row:
-    """A row with what its numbers stand for; -1 stands for nothing."""
-    told = {
-        column: names[row[column]] if isinstance(row[column], int) and row[column] >= 0 else None
-        for column, names in named.items()
-    }
-    return {**row, **told}
+def _undecoded(found: Any) -> Any:
+    """A dataset whose pictures are given as their files' bytes."""
+    from datasets import Image
+
+    for column, feature in (found.features or {}).items():
+        if isinstance(feature, Image):
+            found = found.cast_column(column, Image(decode=False))
+    return found
+
+
+@dataclass(frozen=True)
+class _Named(Sequence[Row]):
+    """Rows with what their numbers stand for; -1 stands for nothing."""
+
+    rows: Sequence[Row]
+    names: Mapping[str, Sequence[str]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        row = self.rows[place]
+        told = {
+            column: names[row[column]] if isinstance(row[column], int) and row[column] >= 0 else None
+            for column, names in self.names.items()
+        }
+        return {**row, **told}
 
 
 @contextlib.contextmanager

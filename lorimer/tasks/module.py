@@ -12,11 +12,8 @@ use a recipe for this task when you trust its author.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -27,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lorimer.errors import DataError, RecipeError, suggest
 from lorimer.tasks._base import Section, Task
+from lorimer.tasks._named_function import named_function
 
 _ARGUMENTS = {"dataset": "arguments", "validation": "validation_arguments"}
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
@@ -61,7 +59,7 @@ class Module(Task):
             raise RecipeError(
                 "model: the task `module` needs a package.module:function that returns the model"
             )
-        model = _function("model", self.recipe.model)()
+        model = named_function("model", self.recipe.model)()
         if not isinstance(model, nn.Module):
             raise RecipeError(
                 f"model: {self.recipe.model} returned a {type(model).__name__}, not an nn.Module"
@@ -107,7 +105,7 @@ class Module(Task):
         section = self.recipe.data
         name = getattr(section, field)
         arguments = getattr(section, _ARGUMENTS[field])
-        function = _function(f"data.{field}", name)
+        function = named_function(f"data.{field}", name)
         try:
             inspect.signature(function).bind(**arguments)
         except TypeError as error:
@@ -124,7 +122,7 @@ class Module(Task):
     def _find_loss(self) -> Callable[[nn.Module, Any], Tensor]:
         name = self.recipe.objective.loss
         if ":" in name:
-            return _function("objective.loss", name)
+            return named_function("objective.loss", name)
         if name not in _LOSSES:
             raise RecipeError(
                 f"objective.loss: no loss is called {name!r}.{suggest(name, _LOSSES)} "
@@ -140,25 +138,3 @@ class Module(Task):
             return _LOSSES[name](model(batch[0]), batch[1])
 
         return loss
-
-
-def _function(place: str, name: str) -> Callable[..., Any]:
-    """The function that `package.module:function` names; `place` is where the recipe names it."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise RecipeError(f"{place}: {name!r} must be written as package.module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` does, so that a module beside the recipe can be named
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RecipeError(
-            f"{place}: {module_name} cannot be imported: {error}. Modules are looked for in {here} and among "
-            "installed packages"
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise RecipeError(f"{place}: {module_name} has no function {attribute!r}.{suggest(attribute, known)}")
-    return function

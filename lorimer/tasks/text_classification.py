@@ -7,7 +7,6 @@ what the labels are called stands in the adapter's metadata.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,19 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from torch.utils.data import Dataset
 
-from lorimer.errors import DataError, RecipeError
+from lorimer.errors import RecipeError
 from lorimer.tasks._base import Section, Task
-from lorimer.tasks._classified_texts import Labels, Text, as_texts, find_labels
-from lorimer.tasks._classifier import load_with_head
+from lorimer.tasks._classified_texts import Text, as_texts
+from lorimer.tasks._classifier import heads_of, load_with_head, spared_in
 from lorimer.tasks._confusion import draw_confusion
 from lorimer.tasks._held_out import split
+from lorimer.tasks._label_losses import balanced, losses, scores, targets
+from lorimer.tasks._labels import Labels, find_labels
 from lorimer.tasks._language_files import load_tokenizer, within_positions
 from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._packed_texts import Layers, layers_of
-from lorimer.tasks._scores import confusion, of_multi, of_regression, of_single
+from lorimer.tasks._scores import confusion
 from lorimer.tasks._sequences import in_parts
 from lorimer.tasks._text_rows import read_rows
 from lorimer.tasks._text_sections import HeldOut
@@ -145,22 +145,11 @@ class TextClassification(Task):
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
         """The head, and modules whose weights are new."""
-        base = getattr(model, "base_model_prefix", "")
-        heads = [
-            name
-            for name, child in model.named_children()
-            if name != base and any(True for _ in child.parameters())
-        ]
-        new = {key.rpartition(".")[0] for key in self._new}
-        return dict.fromkeys([*heads, *sorted(each for each in new if each.partition(".")[0] not in heads)])
+        return dict.fromkeys(heads_of(model, self._new))
 
     def spared(self, model: nn.Module) -> Sequence[str]:
         """What is trained in full."""
-        return [
-            name
-            for name, _ in model.named_modules()
-            if any(name == path or name.startswith(f"{path}.") for path in self.full(model))
-        ]
+        return spared_in(model, self.full(model))
 
     def data(self, model: nn.Module) -> Dataset[Any]:
         data = self._section
@@ -178,21 +167,13 @@ class TextClassification(Task):
             self._told.append(f"{len(texts):,} to learn from, {len(held_out):,} held out")
         if held_out:
             self._validation = Examples(held_out, self.tokenizer, data.max_length, ())
-        examples = Examples(texts, self.tokenizer, data.max_length, self._weights(texts))
+        asked = self.recipe.objective.class_weights == "balanced"
+        counts = balanced([text.label for text in texts], self.labels) if asked else ()
+        examples = Examples(texts, self.tokenizer, data.max_length, counts)
         cut = sum(length >= data.max_length for length in examples.lengths)
         if cut:
             self._told.append(f"{cut} texts reach data.max_length, {data.max_length} tokens, and may be cut")
         return examples
-
-    def _weights(self, texts: Sequence[Text]) -> Sequence[float]:
-        """Of each label, where they are not the same: texts / (labels · texts of that label)."""
-        if self.recipe.objective.class_weights == "none":
-            return ()
-        counts = Counter(text.label for text in texts)
-        missing = [name for place, name in enumerate(self.labels.names) if not counts[place]]
-        if missing:
-            raise DataError(f"objective.class_weights: no text to learn from has the label {missing[0]!r}")
-        return [len(texts) / (len(counts) * counts[place]) for place in range(len(self.labels.names))]
 
     def collate(self, examples: Sequence[Any]) -> Any:
         texts = [
@@ -200,18 +181,13 @@ class TextClassification(Task):
             for example in examples
         ]
         batch = dict(self.tokenizer.pad(texts, return_tensors="pt"))
-        labels = [example["label"] for example in examples]
         batch["weight"] = torch.tensor([example["weight"] for example in examples])
-        if self.labels.kind == "multi":
-            target = torch.zeros(len(labels), len(self.labels.names))
-            for row, places in enumerate(labels):
-                target[row, list(places)] = 1.0
-            return {**batch, "label": target}
-        return {**batch, "label": torch.tensor(labels)}
+        return {**batch, "label": targets([example["label"] for example in examples], self.labels)}
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        losses = self._losses(self._logits(model, batch), batch["label"])
-        return (losses * batch["weight"]).sum() / batch["weight"].sum()
+        smoothing = self.recipe.objective.label_smoothing
+        each = losses(self._logits(model, batch), batch["label"], self.labels.kind, smoothing)
+        return (each * batch["weight"]).sum() / batch["weight"].sum()
 
     def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(texts, labels) Without padding, or in parts of like lengths, each padded to its own longest: the
@@ -225,26 +201,13 @@ class TextClassification(Task):
                 logits = model(**told).logits
         return logits.float()
 
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(N,) The loss of each text."""
-        smoothing = self.recipe.objective.label_smoothing
-        if self.labels.kind == "single":
-            return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-        if self.labels.kind == "multi":
-            target = labels * (1.0 - smoothing) + 0.5 * smoothing
-            return binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
-        return mse_loss(logits[:, 0], labels.float(), reduction="none")
-
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if self._validation is None:
             return {}
         logits, labels = self._predicted(model)
-        loss = self._losses(logits, labels).mean().item()
-        if self.labels.kind == "single":
-            return {"validation_loss": loss, **of_single(logits, labels)}
-        if self.labels.kind == "multi":
-            return {"validation_loss": loss, **of_multi(logits, labels)}
-        return {"validation_loss": loss, **of_regression(logits[:, 0], labels)}
+        kind, smoothing = self.labels.kind, self.recipe.objective.label_smoothing
+        loss = losses(logits, labels, kind, smoothing).mean().item()
+        return {"validation_loss": loss, **scores(logits, labels, kind)}
 
     def _predicted(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Logits and labels of all held-out texts, on the CPU."""

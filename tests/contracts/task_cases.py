@@ -94,6 +94,45 @@ def text_classification(folder: Path) -> Values:
     }
 
 
+def image_classification(folder: Path) -> Values:
+    from tests.tiny_images import save_pictures
+
+    return {
+        "model": _tiny_vit(),
+        "data": {
+            "path": str(save_pictures(folder / "pictures", count=5)),
+            "validation": {"fraction": 0.4},
+            "augment": {"flip": True, "crop": 0.5, "colour": 0.2, "rotation": 10},
+        },
+        "objective": {"mixup": 0.2},
+        "adapter": {"rank": 2},
+    }
+
+
+def object_detection(folder: Path) -> Values:
+    from tests.tiny_detectors import shapes
+
+    return {
+        "model": _tiny_detector(),
+        "data": {"path": str(shapes(folder / "shapes", 6)), "validation": {"fraction": 0.4}},
+        "adapter": {"rank": 2},
+    }
+
+
+@cache
+def _tiny_vit() -> str:
+    from tests.tiny_images import save_tiny_vit
+
+    return str(save_tiny_vit(Path(mkdtemp())))
+
+
+@cache
+def _tiny_detector() -> str:
+    from tests.tiny_detectors import save_tiny_detector
+
+    return str(save_tiny_detector(Path(mkdtemp())))
+
+
 @cache
 def _tiny_encoder() -> str:
     from tests.tiny_texts import save_tiny_encoder
@@ -121,4 +160,6 @@ CASES: dict[str, MakeValues] = {
     "concept-slider": concept_slider,
     "text-generation": text_generation,
     "text-classification": text_classification,
+    "image-classification": image_classification,
+    "object-detection": object_detection,
 }

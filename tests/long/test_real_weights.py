@@ -15,7 +15,8 @@ import torch
 import lorimer
 from lorimer import LoRA
 from lorimer.cli._merged_folder import write_merged_folder
-from lorimer.tasks._language_files import NAMED, load_causal
+from lorimer.tasks._language_files import load_causal
+from lorimer.tasks._packaged_weights import NAMED
 from lorimer.train.engine import train
 from lorimer.train.recipe import load_recipe
 from tests.tolerances import SAME_NETWORK_OUTPUT

@@ -13,7 +13,8 @@ from PIL import Image
 import lorimer
 from lorimer.errors import DataError, RecipeError
 from lorimer.tasks import text_classification
-from lorimer.tasks._classified_texts import as_texts, find_labels
+from lorimer.tasks._classified_texts import as_texts
+from lorimer.tasks._labels import find_labels
 from lorimer.tasks._text_rows import Rows
 from lorimer.train.engine import train
 from lorimer.train.recipe import Recipe, load_recipe
