@@ -20,9 +20,8 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +32,16 @@ from lorimer.formats.safe_io import pieces_of, read_json
 from lorimer.models.nanodet import NanoDet, NanoDetConfig
 from lorimer.tasks._nanodet_files import write_nanodet
 
-COCO = ["person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"]
+_COCO = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
+    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,"
+    "tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
+    "tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
+    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,"
+    "keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
+    "hair drier,toothbrush"
+)
+COCO = tuple(_COCO.split(","))
 _STORED = {"float32": "<f4", "float16": "<f2", "int32": "<i4"}
 _MAX_BYTES = 2**30
 
@@ -55,8 +63,7 @@ def main() -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """A graph model.
 
     Attributes:
@@ -90,7 +97,7 @@ def convert(path: Path) -> tuple[NanoDet, NanoDetConfig]:
     try:
         graph = read_graph(path)
         _require_details(graph)
-        config = NanoDetConfig(tuple(COCO))
+        config = NanoDetConfig(COCO)
         network = NanoDet(config).half()
         _fill(network, graph)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -120,7 +127,7 @@ def _read_constants(path: Path, specs: list[dict[str, Any]]) -> dict[str, Tensor
     kinds = [_STORED[spec.get("quantization", spec)["dtype"]] for spec in specs]
     counts = [math.prod(spec["shape"]) for spec in specs]
     size = sum(count * np.dtype(kind).itemsize for count, kind in zip(counts, kinds, strict=True))
-    if min(counts) < 0 or size > _MAX_BYTES or size != path.stat().st_size:
+    if not path.is_file() or path.stat().st_size != size or size > _MAX_BYTES or min(counts) < 0:
         raise FileFormatError(f"{path}: does not have the {size:,} bytes that the manifest tells of")
     data, place, values = b"".join(pieces_of(path)), 0, {}
     for spec, kind, count in zip(specs, kinds, counts, strict=True):
@@ -157,8 +164,8 @@ def _fill(network: NanoDet, graph: Graph) -> None:
 
 def _convolutions(graph: Graph) -> Iterator[tuple[str, Tensor, Tensor, int]]:
     """(name, kernel as torch has it, bias, stride) of each, in the order that their names are numbered."""
-    biases = {source: graph.nodes[name]["input"][1] for name in graph.of_kind("Add")
-              for source in graph.nodes[name]["input"][:1]}  # fmt: skip
+    added = [graph.nodes[name]["input"] for name in graph.of_kind("Add")]
+    biases = dict(added)
     for name in sorted(graph.of_kind("Conv2D"), key=_number):
         _, along, across, _ = map(int, graph.nodes[name]["attr"]["strides"]["list"]["i"])
         graph.require(along == across, f"{name} has two strides")

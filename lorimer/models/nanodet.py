@@ -61,6 +61,8 @@ class NanoDet(nn.Module):
         """Blue-green-red, normalised pixels (B, 3, height, width) -> what it says at the points of
         `points_of`: logits (B, P, classes) of the scores, and logits (B, P, 4, bins) of the distances from
         the point to left, top, right and bottom."""
+        # In this order of memory a step takes three quarters of the time.
+        pixels = pixels.to(self.backbone.stem.conv.weight.dtype, memory_format=torch.channels_last)
         logits, distances = self.head(self.neck(self.backbone(pixels)))
         return logits, distances
 

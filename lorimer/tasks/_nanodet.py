@@ -33,6 +33,8 @@ class NanoDetDetector(Detector):
             even that there are none, so that they take no part in the loss.
     """
 
+    network: NanoDet
+
     def __init__(
         self,
         network: NanoDet,
@@ -105,7 +107,7 @@ def load_nanodet(
     _resize(network, [old.index(name) if name in old else None for name in classes])
     rows = range(len(old), len(classes)) if keep_old else None
     heads = [f"head.scores.{level}" for level in range(len(network.head.scores))]
-    new = dict.fromkeys(heads, rows) if unknown or not keep_old else {}
+    new: dict[str, Sequence[int] | None] = dict.fromkeys(heads, rows) if unknown or not keep_old else {}
     learned = [classes.index(name) for name in names]
     return NanoDetDetector(network, replace(config, class_names=classes), learned, new)
 

@@ -75,7 +75,8 @@ def assign(logits: Tensor, boxes: Tensor, points: Tensor, truth: Truth) -> Assig
 
     Of the points inside a box those answer that cost least: by the loss of their scores, if the quality were
     the overlap, and by -3 log IoU. As many do as the 13 best overlaps add up to, but at least one. A point
-    that several boxes want goes to the one where it costs least.
+    that several boxes want goes to the one where it costs least. A box without a point inside, as only one
+    below the finest stride can be, has none.
 
     Args:
         logits: (P, classes).
@@ -84,6 +85,8 @@ def assign(logits: Tensor, boxes: Tensor, points: Tensor, truth: Truth) -> Assig
     """
     inside = (to_distances(points[:, None], truth.boxes[None]) > 0.0).all(-1)  # (P, G)
     places = inside.any(1).nonzero()[:, 0]
+    if not len(places):
+        return Assigned(places, places, logits.new_zeros(0))
     overlaps = iou(boxes[places], truth.boxes)
     costs = _class_costs(logits[places], overlaps, truth.labels)
     costs = costs - _OVERLAP_WEIGHT * (overlaps + _EPSILON).log()
@@ -111,7 +114,10 @@ def detection_loss(
     """
     boxes = expected_boxes(distances, points, strides)
     with torch.no_grad():
-        each = [assign(*seen, points, truth) for *seen, truth in zip(logits, boxes, truths, strict=True)]
+        each = [
+            assign(said, drawn, points, truth)
+            for said, drawn, truth in zip(logits, boxes, truths, strict=True)
+        ]
     picture = torch.cat([torch.full_like(one.points, place) for place, one in enumerate(each)])
     point = torch.cat([one.points for one in each])
     labels = torch.cat([truth.labels[one.boxes] for one, truth in zip(each, truths, strict=True)])
