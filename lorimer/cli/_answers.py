@@ -23,6 +23,7 @@ class Asked:
         file, column: a file of texts, and its column.
         model: the base model, where it is said.
         batch_size: inputs at once.
+        output, threshold: of detectors: a folder for what was found, and how sure a box must be.
     """
 
     source: Path
@@ -32,6 +33,8 @@ class Asked:
     model: str | None
     strength: float
     batch_size: int
+    output: Path | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def answers(asked: Asked) -> Iterator[Answer]:
     """
     if not asked.inputs or asked.file is not None:
         raise UsageError("say what to classify: pictures, and folders of such")
-    files = [file for given in asked.inputs for file in _files(Path(given).expanduser())]
+    files = [file for given in asked.inputs for file in picture_files(Path(given).expanduser())]
     recipe = run_recipe(asked.source, "image-classification")
     base = base_of(asked.source, recipe, asked.model)
     classifier = ImageClassifier.load(adapter_file(asked.source), base, asked.strength)
@@ -43,7 +43,7 @@ def answers(asked: Asked) -> Iterator[Answer]:
         )
 
 
-def _files(path: Path) -> list[Path]:
+def picture_files(path: Path) -> list[Path]:
     """The picture at a path, or all in the folder that it is."""
     if path.is_file():
         return [path]

@@ -45,6 +45,7 @@ class Task(ABC):
     Data: ClassVar[type[Section]] = Section
     Objective: ClassVar[type[Section]] = Section
     Preview: ClassVar[type[Section]] = Section
+    rests: ClassVar[bool] = False  # whether layers may learn nothing for long, as a detector's of some size
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

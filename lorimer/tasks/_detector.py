@@ -7,11 +7,13 @@ otherwise; labels are places among the detector's class names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from lorimer.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,6 +78,17 @@ class Detector(ABC):
     names: tuple[str, ...]
     new: dict[str, Sequence[int] | None]
 
+    def fit_to(self, sizes: Sequence[tuple[int, int]], longest: int | None = None) -> None:
+        """Told the (width, height) of the pictures to learn from before the first is prepared, and how long
+        the longer side of a prepared one shall be, where the recipe says it: a detector may choose by them
+        the size that it prepares all pictures in.
+
+        Raises:
+            UsageError: it has one size and no choice.
+        """
+        if longest is not None:
+            raise UsageError("this detector sees all pictures in a size of its own")
+
     @abstractmethod
     def prepare(self, picture: Image) -> Prepared:
         """An upright RGB picture as the network wants it."""
@@ -91,6 +104,18 @@ class Detector(ABC):
     def metadata(self) -> dict[str, str]:
         """Facts for the adapter's file that loading needs beside names."""
         return {}
+
+    def restored(self, facts: Mapping[str, str]) -> Detector:
+        """This detector, made as the one was whose `metadata` a file has."""
+        return self
+
+    def preparation(self) -> str:
+        """Everything that prepared pixels depend on beside the picture."""
+        return f"{type(self).__name__} {self.metadata()}"
+
+    def describe(self) -> list[str]:
+        """Lines for the preflight: how pictures are prepared."""
+        return []
 
     def save(self, folder: Any) -> None:
         """The base with its new head, as files that load again."""

@@ -311,6 +311,7 @@ class Run:
         if self.start_tensors is not None:
             good = self.step - self.meter.read().skipped
             slow = KINDS[self.options.optimizer].one_rate or self.setup.wide is not None
+            slow = slow or self.setup.task.rests
             if good >= (STEPS_TO_MOVE_SLOWLY if slow else STEPS_TO_MOVE):
                 require_moved(self.setup, self.start_tensors, good)
                 self.start_tensors = None

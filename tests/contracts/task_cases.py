@@ -109,11 +109,28 @@ def image_classification(folder: Path) -> Values:
     }
 
 
+def object_detection(folder: Path) -> Values:
+    from tests.tiny_detectors import shapes
+
+    return {
+        "model": _tiny_detector(),
+        "data": {"path": str(shapes(folder / "shapes", 6)), "validation": {"fraction": 0.4}},
+        "adapter": {"rank": 2},
+    }
+
+
 @cache
 def _tiny_vit() -> str:
     from tests.tiny_images import save_tiny_vit
 
     return str(save_tiny_vit(Path(mkdtemp())))
+
+
+@cache
+def _tiny_detector() -> str:
+    from tests.tiny_detectors import save_tiny_detector
+
+    return str(save_tiny_detector(Path(mkdtemp())))
 
 
 @cache
@@ -144,4 +161,5 @@ CASES: dict[str, MakeValues] = {
     "text-generation": text_generation,
     "text-classification": text_classification,
     "image-classification": image_classification,
+    "object-detection": object_detection,
 }

@@ -62,7 +62,7 @@ def test_every_import_follows_the_arrows() -> None:
 
 def test_every_part_is_in_the_table() -> None:
     parts = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert parts - {"models", "demo_data"} <= MAY_IMPORT.keys()
+    assert parts - {"demo_data"} <= MAY_IMPORT.keys()
 
 
 def test_no_weight_file_is_opened_by_pickle_or_past_the_one_door() -> None:

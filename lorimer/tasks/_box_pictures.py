@@ -1,0 +1,134 @@
+"""Pictures with boxes: as their files say it, and as they are once checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from lorimer.errors import DataError
+from lorimer.tasks._picture_decoding import Stored
+
+# How four numbers are a box: x0 y0 x1 y1; x0 y0 width height; or centre and size. In pixels or in shares.
+Layout = Literal["xyxy", "xywh", "cxcywh"]
+
+
+class Bytes(Protocol):
+    """Where a picture's bytes are."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes; raises `DataError` that calls them `name` where they cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class InRows:
+    """The bytes of a picture in a table, as Parquet and datasets of the hub have them."""
+
+    rows: Sequence[Any]
+    place: int
+    column: str
+
+    def read(self, name: str) -> bytes:
+        value = self.rows[self.place].get(self.column)
+        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+            return value["bytes"]
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, dict) and isinstance(value.get("path"), str):
+            return Stored(Path(value["path"])).read(name)
+        raise DataError(f"{name}: {self.column!r} holds no picture's bytes")
+
+
+@dataclass(frozen=True)
+class WrittenBox:
+    """A box as a file has it.
+
+    Attributes:
+        values: four numbers in the set's layout.
+        label: its class.
+        place: where in its file it is, such as "line 3".
+    """
+
+    values: tuple[float, ...]
+    label: str
+    place: str
+
+
+@dataclass(frozen=True)
+class WrittenPicture:
+    """A picture and its boxes as files have them.
+
+    Attributes:
+        name: of the picture, within its folder.
+        source: the file that tells its boxes, within the folder.
+        size: width and height as that file says them.
+    """
+
+    name: str
+    stored: Bytes
+    boxes: tuple[WrittenBox, ...]
+    source: str
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class WrittenSet:
+    """All that one reader read.
+
+    Attributes:
+        form: what the set is, for people.
+        layout, shares: how its numbers are boxes, and whether they are shares of the picture's size.
+        names: the classes in the set's own order; None where it has none, which then is the alphabet's.
+        told: what was left out and why.
+        problems: what is wrong, one line each.
+    """
+
+    form: str
+    layout: Layout
+    pictures: tuple[WrittenPicture, ...]
+    names: tuple[str, ...] | None = None
+    shares: bool = False
+    told: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BoxPicture:
+    """A picture whose boxes fit it.
+
+    Attributes:
+        size: width and height in pixels, upright.
+        digest: SHA-256 of the file's bytes.
+        boxes: (N, 4) x0, y0, x1, y1 in pixels, within the picture.
+        labels: (N,) long, places among the class names.
+    """
+
+    name: str
+    stored: Bytes
+    size: tuple[int, int]
+    digest: bytes
+    boxes: Tensor
+    labels: Tensor
+
+    def with_labels(self, labels: Tensor) -> BoxPicture:
+        """The same picture with other labels."""
+        return replace(self, labels=labels)
+
+
+def within(folder: Path, name: str) -> Path | None:
+    """The path of `name` in `folder`; None where it leads out of it."""
+    path = folder / name
+    return path if path.resolve().is_relative_to(folder.resolve()) else None
+
+
+def numbers(values: Sequence[Any]) -> tuple[float, ...] | None:
+    """Four numbers; None where they are not, true and false among them."""
+    if len(values) != 4 or not all(
+        isinstance(each, int | float) and not isinstance(each, bool) for each in values
+    ):
+        return None
+    return tuple(float(each) for each in values)

@@ -1,0 +1,163 @@
+"""Boxes in YOLO's form: a text file for each picture, a line for each box.
+
+    data.yaml                      names: [cat, dog], train: images/train, val: images/val
+    images/train/a.jpg             labels/train/a.txt: `0 0.5 0.5 0.2 0.1`: class, centre and size, in shares
+    train/images/a.jpg             train/labels/a.txt, as other programs lay it out
+    classes.txt                    one name a line, where there is no data.yaml
+
+An empty text file is of a picture without boxes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorimer.errors import DataError, suggest
+from lorimer.tasks._box_pictures import WrittenBox, WrittenPicture, WrittenSet, within
+from lorimer.tasks._picture_decoding import Stored
+from lorimer.tasks._picture_folder import PICTURE_SUFFIXES
+
+_SAME_SPLIT = {"val": ("val", "valid", "validation"), "train": ("train",), "test": ("test",)}
+
+
+def yolo_config(folder: Path) -> Path | None:
+    """The file that names a folder's classes, `data.yaml`, another YAML with `names`, or `classes.txt`."""
+    for file in [folder / "data.yaml", *sorted(folder.glob("*.y*ml"))]:
+        if file.is_file() and "names" in _parsed(file):
+            return file
+    for file in (folder / "classes.txt", folder / "labels" / "classes.txt"):
+        if file.is_file():
+            return file
+    return None
+
+
+def read_yolo(config: Path, split: str | None) -> WrittenSet:
+    """The pictures of a split, by default `train`, and their boxes.
+
+    Raises:
+        DataError: the file names no classes or no such split.
+    """
+    folder = config.parent.parent if config.parent.name == "labels" else config.parent
+    if config.suffix == ".txt":
+        names = tuple(
+            line.strip() for line in config.read_text(encoding="utf-8").splitlines() if line.strip()
+        )
+        places = _split_folders(folder, split) or [
+            folder / "images" if (folder / "images").is_dir() else folder
+        ]
+    else:
+        told = _parsed(config)
+        names = _names(told.get("names"), config)
+        places = _split_places(told, config, folder, split or "train")
+    problems: list[str] = []
+    pictures = [path for place in places for path in _pictures(place, folder, problems)]
+    labelled = [(path, _labels_of(path, folder)) for path in pictures]
+    missing = sum(not labels.is_file() for _, labels in labelled)
+    if pictures and missing == len(pictures):
+        where = labelled[0][1].relative_to(folder).as_posix()
+        raise DataError(f"{folder}: no picture has a file of labels; the first would be {where}")
+    read = tuple(_read(path, labels, folder, names, problems) for path, labels in labelled)
+    notes = (f"{missing} pictures without a file of labels are taken to show nothing",) if missing else ()
+    return WrittenSet("YOLO", "cxcywh", read, names, shares=True, told=notes, problems=tuple(problems))
+
+
+def _parsed(config: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        told = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise DataError(f"{config}: is no YAML: {' '.join(str(error).split())}") from error
+    return told if isinstance(told, dict) else {}
+
+
+def _names(value: Any, config: Path) -> tuple[str, ...]:
+    """`[cat, dog]` or `{0: cat, 1: dog}`."""
+    if isinstance(value, dict) and sorted(value) == list(range(len(value))):
+        value = [value[place] for place in range(len(value))]
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{config}: names must list the classes, as in names: [cat, dog]")
+    return tuple(str(name).strip() for name in value)
+
+
+def _split_places(told: dict[str, Any], config: Path, folder: Path, split: str) -> list[Path]:
+    """The folders or lists of pictures of a split."""
+    same = next((names for names in _SAME_SPLIT.values() if split in names), (split,))
+    value = next((told[name] for name in same if told.get(name)), None)
+    if value is None:
+        if found := _split_folders(folder, split):
+            return found
+        known = [
+            name for name in told if isinstance(told[name], str | list) and name not in ("names", "path")
+        ]
+        raise DataError(f"{config}: has no split {split!r}.{suggest(split, known)} Known: {', '.join(known)}")
+    root = within(folder, str(told.get("path") or "."))
+    base = root if root is not None and root.is_dir() else folder
+    found = []
+    for each in [value] if isinstance(value, str) else value:
+        # Some programs write paths as seen from beside the folder.
+        name = str(each).removeprefix("../")
+        place = next((base_ / name for base_ in (base, folder) if (base_ / name).exists()), None)
+        if place is None or within(folder, str(place.relative_to(folder))) is None:
+            raise DataError(f"{config}: {split}: there is no {each!r} in the data folder")
+        found.append(place)
+    return found
+
+
+def _split_folders(folder: Path, split: str | None) -> list[Path]:
+    """The folders of a split where no file says them."""
+    same = next((names for names in _SAME_SPLIT.values() if split in names), (split,) if split else ())
+    tried = [
+        folder / first / second for name in same for first, second in (("images", name), (name, "images"))
+    ]
+    return [place for place in tried if place.is_dir()][:1]
+
+
+def _pictures(place: Path, folder: Path, problems: list[str]) -> list[Path]:
+    if place.is_dir():
+        return [path for path in sorted(place.rglob("*")) if path.suffix.lower() in PICTURE_SUFFIXES]
+    found = []
+    for number, line in enumerate(place.read_text(encoding="utf-8").splitlines(), 1):
+        path = within(folder, line.strip())
+        if line.strip() and (path is None or not path.is_file()):
+            problems.append(
+                f"{place.name}, line {number}: there is no picture {line.strip()!r} in the folder"
+            )
+        elif line.strip() and path is not None:
+            found.append(path)
+    return found
+
+
+def _labels_of(picture: Path, folder: Path) -> Path:
+    """`labels` in place of the last folder `images`, else beside the picture."""
+    parts = list(picture.relative_to(folder).with_suffix(".txt").parts)
+    for place in reversed(range(len(parts) - 1)):
+        if parts[place] == "images":
+            parts[place] = "labels"
+            break
+    return folder.joinpath(*parts)
+
+
+def _read(
+    picture: Path, labels: Path, folder: Path, names: tuple[str, ...], problems: list[str]
+) -> WrittenPicture:
+    source, boxes = labels.relative_to(folder).as_posix(), []
+    lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+    for number, line in enumerate(lines, 1):
+        fields, place = line.split(), f"line {number}"
+        if not fields:
+            continue
+        try:
+            label, values = int(fields[0]), tuple(float(field) for field in fields[1:])
+        except ValueError:
+            problems.append(f"{source}, {place}: must be a class and four numbers, not {line[:40]!r}")
+            continue
+        if len(values) != 4:
+            what = "an outline, not a box" if len(values) > 4 else "too short"
+            problems.append(f"{source}, {place}: has {len(values)} numbers behind its class: {what}")
+        elif not 0 <= label < len(names):
+            problems.append(f"{source}, {place}: the class {label} has no name; there are {len(names)}")
+        else:
+            boxes.append(WrittenBox(values, names[label], place))
+    return WrittenPicture(picture.relative_to(folder).as_posix(), Stored(picture), tuple(boxes), source)

@@ -1,0 +1,140 @@
+"""The native NanoDet as a detector: how it sees a picture, learns classes, and finds things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorimer.models.nanodet import NanoDet, NanoDetConfig, points_of
+from lorimer.tasks._box_maths import clip, nms
+from lorimer.tasks._detector import Detector, Found, Prepared, Truth
+from lorimer.tasks._nanodet_files import read_nanodet, write_nanodet
+from lorimer.tasks._nanodet_loss import detection_loss, expected_boxes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_OVERLAP = 0.6  # above which the less sure of two boxes of a class goes, as in NanoDet's tests
+_MOST_CANDIDATES = 1000  # of a picture, before that
+
+
+class NanoDetDetector(Detector):
+    """A NanoDet whose head has the classes to learn.
+
+    Attributes:
+        config: of the network as it is, its new classes included.
+        learned: places of the classes that the data tell of. Of others a picture's boxes say nothing, not
+            even that there are none, so that they take no part in the loss.
+    """
+
+    network: NanoDet
+
+    def __init__(
+        self,
+        network: NanoDet,
+        config: NanoDetConfig,
+        learned: Sequence[int],
+        new: dict[str, Sequence[int] | None],
+    ) -> None:
+        self.network, self.config, self.learned, self.new = network, config, tuple(learned), new
+        self.names = config.class_names
+
+    def prepare(self, picture: Image) -> Prepared:
+        """The picture with its ratio kept in the middle of a black square, as it learned to see."""
+        from PIL import Image as Images
+
+        size = self.config.input_size
+        factor = size / max(picture.size)
+        width, height = (max(1, round(length * factor)) for length in picture.size)
+        left, top = (size - width) // 2, (size - height) // 2
+        square = Images.new("RGB", (size, size))
+        square.paste(picture.resize((width, height), Images.Resampling.BILINEAR), (left, top))
+        blue_first = torch.from_numpy(np.asarray(square, dtype=np.float32)[..., ::-1].copy())
+        mean, std = blue_first.new_tensor(self.config.mean), blue_first.new_tensor(self.config.std)
+        pixels = ((blue_first - mean) / std).permute(2, 0, 1).contiguous()
+        return Prepared(pixels, (width / picture.width, height / picture.height), (left, top))
+
+    def loss(self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth]) -> Tensor:
+        """QFL + 2 · GIoU + 1/4 · DFL, see `detection_loss`."""
+        logits, distances = model(pixels)
+        columns = {place: column for column, place in enumerate(self.learned)}
+        told = [
+            Truth(truth.boxes, truth.labels.new_tensor([columns[label] for label in truth.labels.tolist()]))
+            for truth in truths
+        ]
+        learned = logits[..., list(self.learned)].float()
+        return detection_loss(learned, distances.float(), *_points(pixels), told)
+
+    @torch.no_grad()
+    def find(self, model: nn.Module, pixels: Tensor, least: float = 0.05, most: int = 100) -> list[Found]:
+        """What is in each picture, after suppression among boxes of one class; on the CPU."""
+        logits, distances = model(pixels)
+        height, width = pixels.shape[-2:]
+        boxes = clip(expected_boxes(distances.float(), *_points(pixels)), width, height)
+        scores = logits.float().sigmoid()
+        return [_best(*each, least, most) for each in zip(boxes.cpu(), scores.cpu(), strict=True)]
+
+    def save(self, folder: Any) -> None:
+        """The base with its new head, as `load_nanodet` reads it."""
+        write_nanodet(self.network, self.config, Path(folder))
+
+
+def load_nanodet(
+    place: Path, names: Sequence[str], keep_old: bool, dtype: torch.dtype = torch.float32
+) -> NanoDetDetector:
+    """The NanoDet in a folder, with a head for classes to learn.
+
+    Args:
+        names: the classes of the data; none keeps the model's own as they are.
+        keep_old: the model's own classes stay, in their order and exactly as they are, and those that it
+            does not know follow. Otherwise the head has `names` alone, and is trained as a whole.
+
+    Raises:
+        FileFormatError: as `read_nanodet`.
+    """
+    network, config = read_nanodet(place, dtype)
+    old = config.class_names
+    if not names:
+        return NanoDetDetector(network, config, range(len(old)), {})
+    unknown = [name for name in names if name not in old]
+    classes = (*old, *unknown) if keep_old else tuple(names)
+    _resize(network, [old.index(name) if name in old else None for name in classes])
+    rows = range(len(old), len(classes)) if keep_old else None
+    heads = [f"head.scores.{level}" for level in range(len(network.head.scores))]
+    new: dict[str, Sequence[int] | None] = dict.fromkeys(heads, rows) if unknown or not keep_old else {}
+    learned = [classes.index(name) for name in names]
+    return NanoDetDetector(network, replace(config, class_names=classes), learned, new)
+
+
+def _resize(network: NanoDet, sources: Sequence[int | None]) -> None:
+    """Give the head a row for each source: that row of the old head, or for None the mean of all old rows,
+    which is what is common to things."""
+    for layer in network.head.scores:
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+        for name, old in (("weight", layer.weight.detach()), ("bias", layer.bias.detach())):
+            mean = old.mean(0)
+            rows = torch.stack([mean if source is None else old[source] for source in sources])
+            setattr(layer, name, nn.Parameter(rows))
+        layer.out_channels = len(sources)
+
+
+def _points(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """`points_of` a batch, where it is."""
+    points, strides = points_of(*pixels.shape[-2:])
+    return points.to(pixels.device), strides.to(pixels.device)
+
+
+def _best(boxes: Tensor, scores: Tensor, least: float, most: int) -> Found:
+    """Boxes (P, 4) and scores (P, classes) -> the surest that remain after suppression."""
+    point, label = (scores >= least).nonzero(as_tuple=True)
+    sure = scores[point, label]
+    first = sure.topk(min(_MOST_CANDIDATES, len(sure))).indices
+    point, label, sure = point[first], label[first], sure[first]
+    kept = nms(boxes[point], sure, label, _OVERLAP)[:most]
+    return Found(boxes[point[kept]], sure[kept], label[kept])

@@ -1,0 +1,85 @@
+"""A trained detector, from its adapter's file: its classes and what its head learned stand in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+import lorimer
+from lorimer.errors import FileFormatError
+from lorimer.tasks._detector import Detector, Found
+from lorimer.tasks._detectors import fill_new, load_detector
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A base model with a trained adapter and head.
+
+    Attributes:
+        names: what it can find, in the order of labels.
+    """
+
+    detector: Detector
+    model: nn.Module
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.detector.names
+
+    @classmethod
+    def load(
+        cls,
+        adapter: Path,
+        base: str,
+        strength: float = 1.0,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+    ) -> TrainedDetector:
+        """The detector of an adapter's file, on the fastest device.
+
+        Raises:
+            FileFormatError: the file is of no detector, or does not fit the base.
+        """
+        state = lorimer.read(adapter)
+        facts = state.metadata
+        if facts.get("task") != "object-detection":
+            raise FileFormatError(f"{adapter}: is not the adapter of a detector: it names no classes")
+        classes, keep = _classes(facts, adapter)
+        detector = load_detector(base, classes, keep, dtype).restored(facts)
+        fill_new(detector.network, detector.new, state)
+        lorimer.load(detector.network, adapter).strength = strength
+        detector.network.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+        return cls(detector, detector.network)
+
+    def predict(
+        self, pictures: Sequence[Image], least: float = 0.3, most: int = 100, batch_size: int = 8
+    ) -> list[Found]:
+        """What is in each upright RGB picture, in that picture's own pixels."""
+        device = next(self.model.parameters()).device
+        found: list[Found] = []
+        for begin in range(0, len(pictures), batch_size):
+            prepared = [self.detector.prepare(each) for each in pictures[begin : begin + batch_size]]
+            pixels = torch.stack([each.pixels for each in prepared]).to(device)
+            for seen, each in zip(prepared, self.detector.find(self.model, pixels, least, most), strict=True):
+                found.append(Found(seen.back(each.boxes.cpu()), each.scores.cpu(), each.labels.cpu()))
+        return found
+
+
+def _classes(facts: Mapping[str, str], adapter: Path) -> tuple[list[str], bool]:
+    """The classes that were learned, and whether the base's own stayed."""
+    try:
+        names, keep = json.loads(facts["classes"]), json.loads(facts["keep_classes"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise FileFormatError(f"{adapter}: does not say its classes: {error}") from error
+    named = isinstance(names, list) and all(isinstance(each, str) for each in names)
+    if not isinstance(keep, bool) or not named:
+        raise FileFormatError(f"{adapter}: classes must be names, and keep_classes true or false")
+    return names, keep
