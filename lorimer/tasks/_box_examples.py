@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from lorimer.tasks._box_augment import Augment, Boxed, augmented
 from lorimer.tasks._box_pictures import BoxPicture
 from lorimer.tasks._detector import Detector
+from lorimer.tasks._fixed_examples import FixedExamples
 from lorimer.tasks._picture_decoding import decode, on_white
 
 
-class BoxExamples(Dataset[dict[str, Any]]):
+class BoxExamples(FixedExamples):
     """Prepared pictures: "pixels" (3, height, width), "boxes" (N, 4) in those pixels, "labels" (N,).
 
     Args:
@@ -27,16 +26,26 @@ class BoxExamples(Dataset[dict[str, Any]]):
         self, pictures: Sequence[BoxPicture], detector: Detector, augment: Augment | None = None
     ) -> None:
         self.pictures, self.detector, self.augment = pictures, detector, augment
+        self.keys = () if augment is not None else self._keys()
+        self._known: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def example(self, index: int) -> dict[str, Any]:
         one = self.boxed(index)
         if self.augment is not None:
             one = augmented(one, self.augment, self._another)
         prepared = self.detector.prepare(one.picture)
         return {"pixels": prepared.pixels, "boxes": prepared.onto(one.boxes), "labels": one.labels}
+
+    def known_example(self, index: int) -> dict[str, Any]:
+        """Where boxes lie in the prepared picture shows when it is first prepared."""
+        if index not in self._known:
+            example = self.example(index)
+            nothing = torch.full((), torch.nan).expand(example["pixels"].shape)
+            self._known[index] = {**example, "pixels": nothing}
+        return self._known[index]
 
     def boxed(self, index: int) -> Boxed:
         """A picture as its file has it."""
@@ -44,11 +53,8 @@ class BoxExamples(Dataset[dict[str, Any]]):
         picture = on_white(decode(each.stored.read(each.name), each.name))
         return Boxed(picture, each.boxes, each.labels)
 
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        """What the pixels of each example depend on, hashed; empty where they differ from time to time."""
-        if self.augment is not None:
-            return ()
+    def _keys(self) -> tuple[str, ...]:
+        """What the pixels of each example depend on, hashed."""
         how = self.detector.preparation().encode()
         return tuple(hashlib.sha256(each.digest + how).hexdigest() for each in self.pictures)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,7 @@ from lorimer.tasks._boxes import read_boxes
 from lorimer.tasks._detection_sections import BoxData, BoxPreview
 from lorimer.tasks._detector import Found, Truth
 from lorimer.tasks._detectors import load_detector
+from lorimer.tasks._fixed_examples import behind, recorded_rows, stacked_states
 from lorimer.tasks._model_files import shown_name
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class ObjectDetection(Task):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._told: list[str] = []
-        self._held_out: BoxExamples | None = None
+        self.held_out: BoxExamples | None = None
         self._known: BoxExamples | None = None
 
     def model(self) -> nn.Module:
@@ -88,7 +90,7 @@ class ObjectDetection(Task):
             self.detector.fit_to([each.size for each in learned], data.resolution)
         except UsageError as error:
             raise RecipeError(f"data.resolution: {error}") from error
-        self._held_out = BoxExamples(self._in_head(held), self.detector) if held else None
+        self.held_out = BoxExamples(self._in_head(held), self.detector) if held else None
         self._known = self._known_before()
         return BoxExamples(self._in_head(learned), self.detector, data.augment)
 
@@ -140,21 +142,29 @@ class ObjectDetection(Task):
             "pixels": torch.stack([each["pixels"] for each in examples]),
             "boxes": [each["boxes"] for each in examples],
             "labels": [each["labels"] for each in examples],
+            **stacked_states(examples),
         }
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        return self.detector.loss(model, batch["pixels"], _truths(batch))
+        with self._behind_prefix(batch):
+            return self.detector.loss(model, batch["pixels"], _truths(batch))
+
+    def record(self, model: nn.Module, batch: Any) -> list[tuple[Tensor, ...]]:
+        return recorded_rows(self.prefix, lambda: self.loss(model, batch))
+
+    def _behind_prefix(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
+        return behind(self.prefix, batch, len(batch["pixels"]))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        if self._held_out is None:
+        if self.held_out is None:
             return {}
-        losses, truths, found = self._judged(model, self._held_out, with_loss=True)
+        losses, truths, found = self._judged(model, self.held_out, with_loss=True)
         scores = self._scores(truths, found)
         known: dict[str, float] = {}
         if self._known is not None:
             _, truths, found = self._judged(model, self._known)
             known = self._scores(truths, found).as_metrics("known_")
-        return {"validation_loss": sum(losses) / len(self._held_out), **scores.as_metrics(), **known}
+        return {"validation_loss": sum(losses) / len(self.held_out), **scores.as_metrics(), **known}
 
     def _scores(self, truths: Sequence[Truth], found: Sequence[Found]) -> Scores:
         return average_precision(truths, found, self.detector.names)
@@ -169,12 +179,11 @@ class ObjectDetection(Task):
         for batch in self._batches(model, examples):
             there = _truths(batch)
             if with_loss:
-                losses.append(self.detector.loss(model, batch["pixels"], there).item() * len(there))
+                losses.append(self.loss(model, batch).item() * len(there))
             truths += [Truth(each.boxes.cpu(), each.labels.cpu()) for each in there]
-            found += [
-                Found(each.boxes.cpu(), each.scores.cpu(), each.labels.cpu())
-                for each in self.detector.find(model, batch["pixels"], _LEAST, MOST)
-            ]
+            with self._behind_prefix(batch):
+                each_found = self.detector.find(model, batch["pixels"], _LEAST, MOST)
+            found += [Found(each.boxes.cpu(), each.scores.cpu(), each.labels.cpu()) for each in each_found]
         return losses, truths, found
 
     def _batches(self, model: nn.Module, examples: BoxExamples) -> Iterator[Any]:
@@ -188,9 +197,9 @@ class ObjectDetection(Task):
     def preview(self, model: nn.Module, folder: Path, step: int) -> list[Path]:
         """Held-out pictures with the boxes that are there and those that were found, and a table of average
         precision by class."""
-        if self._held_out is None:
+        if self.held_out is None:
             return []
-        _, truths, found = self._judged(model, self._held_out)
+        _, truths, found = self._judged(model, self.held_out)
         folder.mkdir(parents=True, exist_ok=True)
         scores = self._scores(truths, found)
         table = folder / f"classes-{step:06d}.csv"
@@ -204,9 +213,9 @@ class ObjectDetection(Task):
 
     def _drawn(self, found: Sequence[Found]) -> Iterator[tuple[Any, Marks, Marks]]:
         """(picture, what is there, what was found), for the pictures that a preview shows."""
-        assert self._held_out is not None
-        for place in range(min(self.recipe.preview.pictures, len(self._held_out))):
-            one, each = self._held_out.boxed(place), found[place]
+        assert self.held_out is not None
+        for place in range(min(self.recipe.preview.pictures, len(self.held_out))):
+            one, each = self.held_out.boxed(place), found[place]
             sure = each.scores >= self.recipe.preview.threshold
             boxes = self.detector.prepare(one.picture).back(each.boxes[sure])
             yield (
