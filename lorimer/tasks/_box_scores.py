@@ -58,7 +58,7 @@ def average_precision(truths: Sequence[Truth], found: Sequence[Found], names: Se
     """
     if find_spec("faster_coco_eval") is None:
         raise MissingDependencyError('mAP needs faster-coco-eval: pip install "lorimer[vision]"')
-    from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
+    from faster_coco_eval import COCO, COCOeval_faster
 
     counts = np.zeros(len(names), dtype=int)
     for truth in truths:
