@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorimer.errors import DataError
-from lorimer.tasks._labelled_pictures import Found, FoundPictures, Readable
+from lorimer.tasks._labelled_pictures import Found, FoundPictures, Readable, listed
 from lorimer.tasks._labels import Label, Labels, is_missing, told_labels
 from lorimer.tasks._picture_decoding import decode, on_white
 from lorimer.tasks._picture_duplicates import Likeness, likeness
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_SHOWN_PROBLEMS = 50
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def checked(found: FoundPictures, labels: Labels) -> tuple[list[LabelledPicture]
     looked = _look_at_all(usable)
     problems = [*found.problems, *(each for each in looked if isinstance(each, str))]
     if problems:
-        raise DataError(_listed(found.place, problems))
+        raise DataError(listed(found.place, problems))
     pictures = [each for each in looked if isinstance(each, LabelledPicture)]
     reasons = "; ".join(f"{count} because {reason}" for reason, count in skipped.most_common(3))
     if not pictures:
@@ -88,9 +86,3 @@ def _look_at(picture: Found, label: Label) -> LabelledPicture | str:
     except DataError as error:
         return str(error)
     return LabelledPicture(picture.name, picture.source, label, hashlib.sha256(data).hexdigest(), likely)
-
-
-def _listed(place: str, problems: Sequence[str]) -> str:
-    shown, more = "\n  ".join(problems[:_SHOWN_PROBLEMS]), len(problems) - _SHOWN_PROBLEMS
-    head = f"{place}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  {shown}"
-    return head + (f"\n  and {more} more" if more > 0 else "")

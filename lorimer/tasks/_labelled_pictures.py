@@ -30,7 +30,7 @@ SPLITS = {
     "test": ("test", "testing", "t10k"),
 }
 _COLUMNS = ("file_name", "image", "img", "picture", "path", "image_path", "file", "filename", "filepath")
-_SHOWN = 3
+_SHOWN, _SHOWN_PROBLEMS = 3, 50
 
 
 class Readable(Protocol):
@@ -128,6 +128,13 @@ def held_out_split(place: str) -> str | None:
     return None
 
 
+def listed(place: str, problems: Sequence[str]) -> str:
+    """All that is wrong, as one message."""
+    shown, more = "\n  ".join(problems[:_SHOWN_PROBLEMS]), len(problems) - _SHOWN_PROBLEMS
+    head = f"{place}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  {shown}"
+    return head + (f"\n  and {more} more" if more > 0 else "")
+
+
 def _names_of(split: str) -> tuple[str, ...]:
     return SPLITS.get(split, (split,))
 
@@ -201,6 +208,8 @@ def _of_rows(rows: Rows, file: Path, columns: Columns) -> FoundPictures:
             pictures.append(found)
         else:
             problems.append(found)
+    if not pictures:
+        raise DataError(listed(rows.source, problems))
     return FoundPictures(rows.source, pictures, rows.skipped, tuple(problems))
 
 

@@ -104,7 +104,7 @@ def fingerprint(model: nn.Module, without: Sequence[str] = ()) -> dict[str, int]
     `without`. Of a quantised layer it is that of the plain values: packages pack its weight anew at times,
     and bitsandbytes gives its bias the type of the last input."""
     left_out, found = [f"{name}." for name in without], {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):  # the state dict has every path, too
         if isinstance(module, LayerSlots):
             left_out.append(f"{path}.")
         elif is_quantised(module) and not path.startswith(tuple(left_out)):

@@ -200,7 +200,8 @@ def _accelerator(recipe: Recipe, logs: Path | None) -> Accelerator:
 
 def _attach(recipe: Recipe, task: Task, model: nn.Module) -> AttachedAdapter:
     section = recipe.adapter
-    full: dict[str, Sequence[int] | None] = {**_by_name(section.full), **task.full(model)}
+    own = {f"re:{re.escape(path)}": rows for path, rows in task.full(model).items()}
+    full: dict[str, Sequence[int] | None] = {**_by_name(section.full), **own}
     if full and recipe.train.adapter_precision == "bf16":
         raise RecipeError(
             "train.adapter_precision: what adapter.full trains begins as the base has it, in fp32"
