@@ -18,10 +18,11 @@ import torch
 
 from lorimer.errors import DataError, suggest
 from lorimer.tasks._box_pictures import BoxPicture, Layout, WrittenBox, WrittenPicture, WrittenSet
+from lorimer.tasks._labelled_pictures import listed
 from lorimer.tasks._picture_decoding import decode, on_white
 from lorimer.tasks._picture_duplicates import Likeness, likeness
 
-_SHOWN = 50  # lines of one error
+_SHOWN = 50  # boxes left out that are named
 _SLACK = 2.0  # pixels
 _ROUNDING = 0.05  # pixels, which six digits of a share leave
 _LISTED = 20  # classes whose boxes are counted one by one
@@ -103,7 +104,7 @@ def checked(written: WrittenSet, names: Sequence[str], leave_out: bool, layout: 
     refused = broken if leave_out else [*broken, *bad]
     if refused:
         hint = "" if broken else "\nor leave such boxes out with data.bad_boxes: leave-out"
-        raise DataError(f"data: {len(refused)} things are wrong:\n  " + "\n  ".join(_some(refused)) + hint)
+        raise DataError(listed("data", refused) + hint)
     return BoxSet(tuple(pictures), tuple(names), tuple(likenesses), _told(written, pictures, names, cut, bad))
 
 

@@ -5,42 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
-from lorimer.errors import DataError
-from lorimer.tasks._picture_decoding import Stored
+from lorimer.tasks._labelled_pictures import Readable
 
 # How four numbers are a box: x0 y0 x1 y1; x0 y0 width height; or centre and size. In pixels or in shares.
 Layout = Literal["xyxy", "xywh", "cxcywh"]
-
-
-class Bytes(Protocol):
-    """Where a picture's bytes are."""
-
-    def read(self, name: str) -> bytes:
-        """The bytes; raises `DataError` that calls them `name` where they cannot be read."""
-        ...
-
-
-@dataclass(frozen=True)
-class InRows:
-    """The bytes of a picture in a table, as Parquet and datasets of the hub have them."""
-
-    rows: Sequence[Any]
-    place: int
-    column: str
-
-    def read(self, name: str) -> bytes:
-        value = self.rows[self.place].get(self.column)
-        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-            return value["bytes"]
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, dict) and isinstance(value.get("path"), str):
-            return Stored(Path(value["path"])).read(name)
-        raise DataError(f"{name}: {self.column!r} holds no picture's bytes")
 
 
 @dataclass(frozen=True)
@@ -69,7 +41,7 @@ class WrittenPicture:
     """
 
     name: str
-    stored: Bytes
+    stored: Readable
     boxes: tuple[WrittenBox, ...]
     source: str
     size: tuple[int, int] | None = None
@@ -108,7 +80,7 @@ class BoxPicture:
     """
 
     name: str
-    stored: Bytes
+    stored: Readable
     size: tuple[int, int]
     digest: bytes
     boxes: Tensor

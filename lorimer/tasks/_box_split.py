@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from lorimer.tasks._box_check import BoxSet
 from lorimer.tasks._box_pictures import BoxPicture
 from lorimer.tasks._held_out import split
-from lorimer.tasks._picture_duplicates import duplicates
+from lorimer.tasks._picture_duplicates import Likenesses, clusters
 
 Pictures = list[BoxPicture]
 
@@ -19,23 +18,17 @@ def hold_out(found: BoxSet, fraction: float, seed: int) -> tuple[Pictures, Pictu
     Raises:
         DataError: nothing would be left to learn from.
     """
-    together: dict[int, list[int]] = defaultdict(list)
-    first = {each.second: each.first for each in duplicates(found.likenesses)}
-    for place in range(len(found.pictures)):
-        together[first.get(place, place)].append(place)
-    kept, held = split(list(together.values()), fraction, seed)
-    told = [f"{len(first)} pictures are like others; such stay on one side"] if first else []
+    together = clusters(found.likenesses)
+    kept, held = split(together, fraction, seed)
+    alike = len(found.pictures) - len(together)
+    told = [f"{alike} pictures are like others; such stay on one side"] if alike else []
     return _of(found, kept), _of(found, held), told
 
 
 def without_held_out(found: BoxSet, held: BoxSet) -> tuple[Pictures, list[str]]:
     """(to learn from, lines on it): a set without those pictures that are like held-out ones."""
-    count = len(held.pictures)
-    alike = {
-        each.second - count
-        for each in duplicates([*held.likenesses, *found.likenesses])
-        if each.first < count <= each.second
-    }
+    index = Likenesses(held.likenesses)
+    alike = {place for place, each in enumerate(found.likenesses) if len(index.like(each))}
     kept = [each for place, each in enumerate(found.pictures) if place not in alike]
     told = [f"{len(alike)} pictures are like held-out ones and are not learned from"] if alike else []
     return kept, told

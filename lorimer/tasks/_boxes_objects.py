@@ -13,15 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lorimer.errors import DataError, MissingDependencyError
-from lorimer.tasks._box_pictures import (
-    Bytes,
-    InRows,
-    WrittenBox,
-    WrittenPicture,
-    WrittenSet,
-    numbers,
-    within,
-)
+from lorimer.tasks._box_pictures import WrittenBox, WrittenPicture, WrittenSet, numbers, within
+from lorimer.tasks._labelled_pictures import InRow, Readable
 from lorimer.tasks._picture_decoding import Stored
 from lorimer.tasks._text_rows import read_rows
 
@@ -47,17 +40,15 @@ def read_metadata(file: Path, names: Sequence[str]) -> WrittenSet:
     found = []
     for number, row in enumerate(rows.rows, 1):
         source = f"{file.name}, row {number}"
-        picture: Bytes
-        if isinstance(row.get("file_name"), str):
-            name = row["file_name"]
-            path = within(file.parent, name)
-            if path is None or not path.is_file():
-                problems.append(f"{source}: there is no picture {name!r} in the data folder")
-                continue
-            picture = Stored(path)
+        if isinstance(row.get("image"), dict | bytes):
+            found.append(_picture(*_in_row(rows.rows, number - 1), row, source, names, problems))
+            continue
+        name = str(row.get("file_name") or "")
+        path = within(file.parent, name)
+        if not name or path is None or not path.is_file():
+            problems.append(f"{source}: there is no picture {name!r} in the data folder; see file_name")
         else:
-            name, picture = _name_in(row, number), InRows(rows.rows, number - 1, "image")
-        found.append(_picture(name, picture, row, source, names, problems))
+            found.append(_picture(name, Stored(path), row, source, names, problems))
     return WrittenSet(
         "Hugging Face objects", "xywh", tuple(found), tuple(names) or None, problems=tuple(problems)
     )
@@ -87,10 +78,8 @@ def read_hub(name: str, split: str, subset: str | None, names: Sequence[str]) ->
     known = tuple(names) or tuple(_class_names(features["objects"]) or ())
     problems: list[str] = []
     found = tuple(
-        _picture(
-            _name_in(row, place + 1), InRows(rows, place, "image"), row, f"row {place + 1}", known, problems
-        )
-        for place, row in enumerate(rows.remove_columns("image"))
+        _picture(*_in_row(rows, place), rows[place], f"row {place + 1}", known, problems)
+        for place in range(len(rows))
     )
     return WrittenSet("Hugging Face objects", "xywh", found, known or None, problems=tuple(problems))
 
@@ -106,14 +95,23 @@ def _class_names(feature: Any) -> list[str] | None:
     return _class_names(inner) if inner is not None else None
 
 
-def _name_in(row: Mapping[str, Any], number: int) -> str:
-    image = row.get("image")
+def _in_row(rows: Sequence[Any], place: int) -> tuple[str, Readable]:
+    """The name of a row's picture, and where its bytes are: in the row, or in a file that it names."""
+    image = rows[place].get("image")
     path = image.get("path") if isinstance(image, dict) else None
-    return Path(path).name if isinstance(path, str) and path else f"picture {number}"
+    name = Path(path).name if isinstance(path, str) and path else f"picture {place + 1}"
+    if isinstance(image, dict) and image.get("bytes") is None and isinstance(path, str):
+        return name, Stored(Path(path))
+    return name, InRow(rows, place, "image")
 
 
 def _picture(
-    name: str, stored: Bytes, row: Mapping[str, Any], source: str, names: Sequence[str], problems: list[str]
+    name: str,
+    stored: Readable,
+    row: Mapping[str, Any],
+    source: str,
+    names: Sequence[str],
+    problems: list[str],
 ) -> WrittenPicture:
     boxes, classes = _pairs(row.get("objects"), source, problems)
     found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorimer.models.nanodet import NanoDet, NanoDetConfig, points_of
+from lorimer.errors import FileFormatError, UsageError
+from lorimer.models.nanodet import STRIDES, NanoDet, NanoDetConfig, points_of
 from lorimer.tasks._box_maths import clip, nms
 from lorimer.tasks._detector import Detector, Found, Prepared, Truth
+from lorimer.tasks._detector_head import new_classes
 from lorimer.tasks._nanodet_files import read_nanodet, write_nanodet
 from lorimer.tasks._nanodet_loss import detection_loss, expected_boxes
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _OVERLAP = 0.6  # above which the less sure of two boxes of a class goes, as in NanoDet's tests
 _MOST_CANDIDATES = 1000  # of a picture, before that
+_LARGEST = 4096  # pixels of a side
 
 
 class NanoDetDetector(Detector):
@@ -44,16 +47,22 @@ class NanoDetDetector(Detector):
     ) -> None:
         self.network, self.config, self.learned, self.new = network, config, tuple(learned), new
         self.names = config.class_names
+        self.side = config.input_size
+
+    def fit_to(self, sizes: Sequence[tuple[int, int]], longest: int | None = None) -> None:
+        """See `Detector.fit_to`; every multiple of 32 will do, and by default what the network learned on."""
+        if longest is not None and not _is_side(longest):
+            raise UsageError(f"NanoDet sees pictures in multiples of {STRIDES[-1]} pixels, not in {longest}")
+        self.side = longest or self.side
 
     def prepare(self, picture: Image) -> Prepared:
         """The picture with its ratio kept in the middle of a black square, as it learned to see."""
         from PIL import Image as Images
 
-        size = self.config.input_size
-        factor = size / max(picture.size)
+        factor = self.side / max(picture.size)
         width, height = (max(1, round(length * factor)) for length in picture.size)
-        left, top = (size - width) // 2, (size - height) // 2
-        square = Images.new("RGB", (size, size))
+        left, top = (self.side - width) // 2, (self.side - height) // 2
+        square = Images.new("RGB", (self.side, self.side))
         square.paste(picture.resize((width, height), Images.Resampling.BILINEAR), (left, top))
         blue_first = torch.from_numpy(np.asarray(square, dtype=np.float32)[..., ::-1].copy())
         mean, std = blue_first.new_tensor(self.config.mean), blue_first.new_tensor(self.config.std)
@@ -80,6 +89,22 @@ class NanoDetDetector(Detector):
         scores = logits.float().sigmoid()
         return [_best(*each, least, most) for each in zip(boxes.cpu(), scores.cpu(), strict=True)]
 
+    def preparation(self) -> str:
+        return f"NanoDet {self.side} {self.config.mean} {self.config.std}"
+
+    def metadata(self) -> dict[str, str]:
+        return {"picture_size": str(self.side)}
+
+    def restored(self, facts: Mapping[str, str]) -> Detector:
+        told = facts.get("picture_size", "")
+        if not (told.isdecimal() and _is_side(int(told))):
+            raise FileFormatError(f"picture_size must be a multiple of {STRIDES[-1]} pixels, not {told!r}")
+        self.side = int(told)
+        return self
+
+    def describe(self) -> list[str]:
+        return [f"pictures are fitted, with their ratio kept, into {self.side} x {self.side} pixels"]
+
     def save(self, folder: Any) -> None:
         """The base with its new head, as `load_nanodet` reads it."""
         write_nanodet(self.network, self.config, Path(folder))
@@ -99,17 +124,14 @@ def load_nanodet(
         FileFormatError: as `read_nanodet`.
     """
     network, config = read_nanodet(place, dtype)
-    old = config.class_names
     if not names:
-        return NanoDetDetector(network, config, range(len(old)), {})
-    unknown = [name for name in names if name not in old]
-    classes = (*old, *unknown) if keep_old else tuple(names)
-    _resize(network, [old.index(name) if name in old else None for name in classes])
-    rows = range(len(old), len(classes)) if keep_old else None
-    heads = [f"head.scores.{level}" for level in range(len(network.head.scores))]
-    new: dict[str, Sequence[int] | None] = dict.fromkeys(heads, rows) if unknown or not keep_old else {}
-    learned = [classes.index(name) for name in names]
-    return NanoDetDetector(network, replace(config, class_names=classes), learned, new)
+        return NanoDetDetector(network, config, range(len(config.class_names)), {})
+    classes = new_classes(config.class_names, names, keep_old)
+    _resize(network, classes.sources)
+    unknown = [row for row, source in enumerate(classes.sources) if source is None]
+    heads = [f"head.scores.{level}" for level in range(len(STRIDES))] if unknown or not keep_old else []
+    new: dict[str, Sequence[int] | None] = dict.fromkeys(heads, unknown if keep_old else None)
+    return NanoDetDetector(network, replace(config, class_names=classes.names), classes.learned, new)
 
 
 def _resize(network: NanoDet, sources: Sequence[int | None]) -> None:
@@ -122,6 +144,10 @@ def _resize(network: NanoDet, sources: Sequence[int | None]) -> None:
             rows = torch.stack([mean if source is None else old[source] for source in sources])
             setattr(layer, name, nn.Parameter(rows))
         layer.out_channels = len(sources)
+
+
+def _is_side(pixels: int) -> bool:
+    return 0 < pixels <= _LARGEST and pixels % STRIDES[-1] == 0
 
 
 def _points(pixels: Tensor) -> tuple[Tensor, Tensor]:

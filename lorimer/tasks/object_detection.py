@@ -25,6 +25,7 @@ from lorimer.tasks._box_pictures import BoxPicture
 from lorimer.tasks._box_scores import MOST, Scores, average_precision
 from lorimer.tasks._box_split import hold_out, missing_classes, without_held_out
 from lorimer.tasks._boxes import read_boxes
+from lorimer.tasks._classifier import spared_in
 from lorimer.tasks._detection_sections import BoxData, BoxPreview
 from lorimer.tasks._detector import Found, Truth
 from lorimer.tasks._detectors import load_detector
@@ -74,12 +75,7 @@ class ObjectDetection(Task):
         return self.detector.new
 
     def spared(self, model: nn.Module) -> Sequence[str]:
-        """What is trained in full."""
-        return [
-            name
-            for name, _ in model.named_modules()
-            if any(name == path or name.startswith(f"{path}.") for path in self.detector.new)
-        ]
+        return spared_in(model, self.detector.new)
 
     def data(self, model: nn.Module) -> Dataset[Any]:
         data = self.recipe.data

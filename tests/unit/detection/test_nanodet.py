@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lorimer
 from lorimer import LoRA
-from lorimer.errors import FileFormatError
+from lorimer.errors import FileFormatError, UsageError
 from lorimer.formats.safe_io import read_safetensors, write_safetensors
 from lorimer.tasks._box_maths import iou
 from lorimer.tasks._detector import Truth
@@ -76,8 +76,8 @@ def test_a_picture_keeps_its_ratio_in_the_middle_of_black(folder: Path) -> None:
 def test_what_it_learns_it_finds_where_it_is(folder: Path) -> None:
     detector = load_nanodet(folder, ["kite"], keep_old=False)
     assert detector.names == ("kite",)
-    losses = _taught(detector, 0, steps=100)
-    assert losses[-1] < 0.3 * losses[0]
+    losses = _taught(detector, 0, steps=45)
+    assert losses[-1] < 0.4 * losses[0]
     picture, box = _picture()
     prepared = detector.prepare(picture)
     (found,) = detector.find(detector.network, prepared.pixels[None])
@@ -134,6 +134,23 @@ def test_a_saved_detector_loads_with_its_new_classes(folder: Path, tmp_path: Pat
     assert again.names == detector.names
     for name, value in detector.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[name], value)
+
+
+def test_pictures_may_be_seen_larger_and_the_file_says_so(folder: Path) -> None:
+    detector = load_nanodet(folder, (), keep_old=False)
+    detector.fit_to([(128, 96)], 96)
+    picture, box = _picture()
+    prepared = detector.prepare(picture)
+    assert prepared.pixels.shape == (3, 96, 96)
+    torch.testing.assert_close(prepared.back(prepared.onto(box)), box)
+    other = load_nanodet(folder, (), keep_old=False).restored(detector.metadata())
+    assert torch.equal(other.prepare(picture).pixels, prepared.pixels)
+    assert other.preparation() == detector.preparation()
+    with pytest.raises(UsageError, match="multiples of 32 pixels, not in 100"):
+        detector.fit_to([(128, 96)], 100)
+    for wrong in ({}, {"picture_size": "100"}, {"picture_size": "640x640"}):
+        with pytest.raises(FileFormatError, match="picture_size must be a multiple of 32"):
+            detector.restored(wrong)
 
 
 def test_nothing_less_sure_and_no_more_than_asked_for(folder: Path) -> None:

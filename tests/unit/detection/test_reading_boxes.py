@@ -121,7 +121,7 @@ def test_all_bad_boxes_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read(folder)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "data: 5 things are wrong:"
+    assert lines[0] == "data: 5 problems"
     for number, (line, (_, expected)) in enumerate(zip(lines[1:], BAD, strict=False), 1):
         assert f"Annotations/a.xml, object {number}: " in line and expected in line
     found = read(folder, leave_out=True)
