@@ -1,9 +1,9 @@
-"""One training in a process of its own, by lorimer or by PEFT with `Trainer`, on the same tokens.
+"""One training in a process of its own, by lorimer, PEFT with `Trainer` or a plain loop, on the same data.
 
 Prints one line of JSON: the held-out loss after every so many steps with the seconds of training until then
 (evaluations not counted), seconds before the first step, and the high-water mark of memory.
 
-Not called by hand: `time_to_quality.py` starts it.
+Not called by hand: `time_to_quality.py` and others start it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Clock:
     curve: list[dict[str, float]] = field(default_factory=list)
     startup: float = 0.0
     seconds: float = 0.0
+    standing: int = 0  # bytes before the first step
     peak: int = 0
     written: int = 0
     _since: float | None = None
@@ -40,6 +41,7 @@ class Clock:
     def judge(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
         if self._since is None:
             self.startup = time.time() - BEGUN
+            self.standing = psutil.Process().memory_info().rss
         else:
             self.seconds += time.perf_counter() - self._since
             self.peak = max(self.peak, _high_water())
@@ -214,14 +216,54 @@ def _sentiment(values: dict[str, Any]) -> Any:
     return model, "SEQ_CLS", [example(row) for row in training.rows], collate, evaluate
 
 
+def plain_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> None:
+    """Every weight of a classifier of pictures trained in a plain loop, on the same pictures in the same
+    order: AdamW, a rate that falls to 0, norms that go on gathering their statistics where asked."""
+    from lorimer.tasks.image_classification import ImageClassification
+    from lorimer.train.order import Order, SeededExamples
+    from lorimer.train.recipe import load_recipe
+    from lorimer.train.seeding import seed_all
+
+    seed, steps, every = options.get("seed", SEED), options["steps"], options["every"]
+    fixed = ["output=runs/none", f"train.seed={seed}"]
+    task = ImageClassification(load_recipe(work["recipe"], [*fixed, *options.get("recipe", [])], {}))
+    seed_all(seed, "model")
+    model = task.model()
+    data: Any = task.data(model)
+    batch_size = task.recipe.train.batch_size
+    optimizer = torch.optim.AdamW(model.parameters(), options["rate"], weight_decay=0.01)
+    rates = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        return task.evaluate(model.eval())
+
+    clock.judge(0, evaluate)
+    examples = SeededExamples(data, seed)
+    for step, places in enumerate(Order(len(data), batch_size, 1, seed).batches(0, steps), 1):
+        model.train(options.get("gathers", False))
+        task.loss(model, task.collate([examples[place] for place in places])).backward()
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad()
+        if step % every == 0:
+            clock.judge(step, evaluate)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(model.state_dict(), f"{folder}/model.pt")
+        clock.written = _bytes_in(Path(folder))
+
+
+RUNS = {"lorimer": lorimer_run, "trainer": trainer_run, "plain": plain_run}
+
+
 def main() -> None:
     asked = json.loads(sys.argv[1])
     clock = Clock()
-    run = lorimer_run if asked["program"] == "lorimer" else trainer_run
-    run(asked["work"], asked["options"], clock)
+    RUNS[asked["program"]](asked["work"], asked["options"], clock)
     told = {
         "curve": clock.curve,
         "startup": round(clock.startup, 2),
+        "standing_bytes": clock.standing,
         "peak_bytes": clock.peak,
         "written": clock.written,
     }

@@ -83,8 +83,8 @@ def run(
 ) -> dict[str, Any]:
     """One training in a process of its own."""
     asked = {
-        "work": {key: work[key] for key in ("recipe", "trainer_batch")},
-        "program": "trainer" if name.startswith(PEFT) else "lorimer",
+        "work": {key: work[key] for key in ("recipe", "trainer_batch") if key in work},
+        "program": options.get("program") or ("trainer" if name.startswith(PEFT) else "lorimer"),
         "options": options,
     }
     environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})

@@ -87,8 +87,8 @@ def without_held_out(
     if not alike:
         return left, []
     return left, [
-        f"warning: {len(alike):,} pictures are held out as well, exactly or nearly, so not trained on: "
-        f"{_named(alike)}"
+        f"warning: {len(alike):,} pictures are held out as well, exactly or nearly, so not trained on, "
+        f"such as {_named(alike)}"
     ]
 
 

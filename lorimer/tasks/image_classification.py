@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -165,7 +166,7 @@ class ImageClassification(Task):
             place, split = data.path, held_out_split(data.path)
         if split is None:
             return pictures, []
-        found = find_pictures(place, split, self._columns)
+        found = find_pictures(place, split, replace(self._columns, limit=None))
         held_out, told = checked(found, self.labels)
         self._told += [f"held out: {line}" for line in told]
         if apart:
