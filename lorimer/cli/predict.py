@@ -33,9 +33,9 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Inputs at once.")] = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts or pictures with a trained adapter, one line for each.
+    """Classify texts or pictures with a trained adapter.
 
-    Prints the label and how sure the model is of it, a tab, and the text or the picture's name; with --json a
+    Prints a line for each: the label and how sure the model is of it, a tab, and the text or the picture's name; with --json a
     line of JSON with the probability of every label. Several labels are given where each is likelier than
     not. Pictures that are broken are named at the end; the others are answered.
     """
