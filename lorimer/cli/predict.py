@@ -35,9 +35,9 @@ def predict(
 ) -> None:
     """Classify texts or pictures with a trained adapter.
 
-    Prints a line for each: the label and how sure the model is of it, a tab, and the text or the picture's name; with --json a
-    line of JSON with the probability of every label. Several labels are given where each is likelier than
-    not. Pictures that are broken are named at the end; the others are answered.
+    Prints a line for each: the label and how sure the model is of it, a tab, and the text or the picture's
+    name; with --json a line of JSON with the probability of every label. Several labels are given where each
+    is likelier than not. Pictures that are broken are named at the end; the others are answered.
     """
     from lorimer.cli._answers import Asked, answering_task
 
