@@ -86,6 +86,7 @@ def linear(values: Mapping[str, Any]) -> float:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    from lorimer.tasks._image_models import logits_of
     from lorimer.tasks.image_classification import ImageClassification
     from lorimer.train.recipe import load_recipe
 
@@ -98,7 +99,7 @@ def linear(values: Mapping[str, Any]) -> float:
     def seen(examples: Any) -> tuple[Any, list[int]]:
         rows = range(len(examples))
         parts = [task.collate([examples[row] for row in rows[begin : begin + 32]]) for begin in rows[::32]]
-        features = torch.cat([model(part["pixel_values"]) for part in parts])
+        features = torch.cat([logits_of(model, part["pixel_values"]) for part in parts])
         return features.numpy(), torch.cat([part["label"] for part in parts]).tolist()
 
     learned = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(*seen(training))

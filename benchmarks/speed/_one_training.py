@@ -256,18 +256,21 @@ def plain_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> No
 RUNS = {"lorimer": lorimer_run, "trainer": trainer_run, "plain": plain_run}
 
 
-def main() -> None:
-    asked = json.loads(sys.argv[1])
+def one_training(program: str, work: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What came of it, and what it took."""
     clock = Clock()
-    RUNS[asked["program"]](asked["work"], asked["options"], clock)
-    told = {
+    RUNS[program](work, options, clock)
+    return {
         "curve": clock.curve,
         "startup": round(clock.startup, 2),
         "standing_bytes": clock.standing,
         "peak_bytes": clock.peak,
         "written": clock.written,
     }
-    print("\n" + json.dumps(told))
+
+
+def main() -> None:
+    print("\n" + json.dumps(one_training(**json.loads(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 LENGTH, BATCH = 64, 64
@@ -41,9 +42,12 @@ def main(work: Path, epochs: int = 5) -> None:
     for epoch in range(1, epochs + 1):
         total = 0.0
         for place in torch.randperm(len(batches)).tolist():
-            shown, wanted = with_gaps(batches[place], tokenizer.mask_token_id, len(SPECIAL))
-            seen = (batches[place] != 0).long()
-            loss = model(input_ids=shown, attention_mask=seen, labels=wanted).loss
+            batch = batches[place]
+            shown, chosen = with_gaps(batch, tokenizer.mask_token_id, len(SPECIAL))
+            states = model.bert(input_ids=shown, attention_mask=(batch != 0).long()).last_hidden_state
+            loss = cross_entropy(
+                model.cls(states[chosen]), batch[chosen]
+            )  # the gaps alone meet the vocabulary
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -75,14 +79,14 @@ def sorted_into_batches(ids: list[Tensor]) -> list[Tensor]:
 
 
 def with_gaps(ids: Tensor, mask: int, first: int) -> tuple[Tensor, Tensor]:
-    """What the model sees, and what it is to guess (elsewhere -100): of ten chosen tokens eight are hidden,
-    one is another, one stays."""
+    """What the model sees, and where it is to guess: of ten such tokens eight are hidden, one is another, one
+    stays."""
     chosen = (torch.rand(ids.shape) < HIDDEN) & (ids >= first)
     way = torch.rand(ids.shape)
     others = torch.randint(first, int(ids.max()) + 1, ids.shape)
     shown = torch.where(chosen & (way < 0.8), mask, ids)
     shown = torch.where(chosen & (way > 0.9), others, shown)
-    return shown, torch.where(chosen, ids, -100)
+    return shown, chosen
 
 
 if __name__ == "__main__":

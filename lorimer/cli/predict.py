@@ -43,13 +43,13 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts or pictures with a trained adapter, or find things in pictures; one line for each.
+    """Classify texts or pictures with a trained adapter, or find things in pictures.
 
-    Prints the label and how sure the model is of it, a tab, and the text or the picture's name; with --json a
-    line of JSON with the probability of every label. Several labels are given where each is likelier than
-    not. Of a detector, prints how many of each class were found, with --json every box; --output FOLDER gets
-    drawn copies of the pictures, and all boxes in COCO's form. Pictures that are broken are named at the end;
-    the others are answered.
+    Prints a line for each: the label and how sure the model is of it, a tab, and the text or the picture's
+    name; with --json a line of JSON with the probability of every label. Several labels are given where each
+    is likelier than not. Of a detector, prints how many of each class were found, with --json every box;
+    --output FOLDER gets drawn copies of the pictures, and all boxes in COCO's form. Pictures that are broken
+    are named at the end; the others are answered.
     """
     from lorimer.cli._answers import Asked, answering_task
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lorimer.errors import FileFormatError, MissingDependencyError, RecipeError
-from lorimer.formats.safe_io import read_safetensors, write_safetensors
+from lorimer.formats.safe_io import read_packaged_tensors, read_safetensors, write_safetensors
 from lorimer.models import efficientnet_lite
 from lorimer.tasks._classifier import heads_of, labelled
 from lorimer.tasks._image_preparation import BICUBIC, BILINEAR, Asked, Preparation, of_processor, plain
@@ -90,7 +90,7 @@ def shown_image_model(name: str) -> str:
 
 def _efficientnet(labels: Sequence[str], asked: Asked) -> ImageModel:
     def convert(folder: Path) -> None:
-        state = torch.load(packaged(EFFICIENTNET), map_location="cpu", weights_only=True)
+        state = read_packaged_tensors(packaged(EFFICIENTNET))
         write_safetensors(efficientnet_lite.renamed(state), folder / "model.safetensors")
 
     weights = read_safetensors(made_once(packaged(EFFICIENTNET), convert) / "model.safetensors")[0]

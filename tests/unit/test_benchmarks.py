@@ -14,7 +14,10 @@ import torch
 from torch import nn
 
 import lorimer
+from benchmarks.quality import images
 from benchmarks.speed import _measure, _works, mixed, page, scale, step
+from benchmarks.speed._one_training import one_training
+from lorimer.tasks.image_classification import ImageClassification
 
 TINY_LLAMA = {
     "hidden_size": 16,
@@ -225,3 +228,26 @@ def test_the_page_shows_the_results(tmp_path: Path) -> None:
     assert page.filled(held, _measure.RESULTS) == held, "run: python -m benchmarks.speed.page"
     named = {file.stem for file in _measure.RESULTS.glob("*.json") if file.stem.startswith("step")}
     assert all(f"<!-- results: {name} -->" in held for name in named)
+
+
+def test_pictures_are_learned_in_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.tiny_images import save_pictures, save_tiny_vit
+
+    save_pictures(tmp_path / "stamps", 6)
+    tiny = {"model": str(save_tiny_vit(tmp_path / "vit")), "adapter": {"rank": 2}}
+    whole = images.recipe
+    # In this process, not one each; what measures evaluation is taken off again.
+    monkeypatch.setattr(ImageClassification, "evaluate", ImageClassification.evaluate)
+    monkeypatch.setattr(
+        images,
+        "run",
+        lambda work, name, options: one_training(options.get("program", "lorimer"), work, options),
+    )
+    monkeypatch.setattr(images, "recipe", lambda data: {**whole(data), **tiny})
+    asked = ["stamps", "--images", str(tmp_path), "--folds", "1", "--seeds", "1", "--steps", "2"]
+    images.main([*asked, "--rates", "in full=0.002", "--results", str(tmp_path)])
+    result = json.loads((tmp_path / "images-stamps.json").read_text(encoding="utf-8"))
+    found = result["contenders"]
+    assert list(found) == [images.LINEAR, images.LORA, images.FULL]
+    assert all(0 <= accuracy <= 1 for each in found.values() for accuracy in each["accuracy"])
+    assert 0 < found[images.LORA]["written_mb"] <= found[images.FULL]["written_mb"]

@@ -10,6 +10,7 @@ Layout of a safetensors file (https://huggingface.co/docs/safetensors):
 
 from lorimer.formats.safe_io.dtypes import DTYPES
 from lorimer.formats.safe_io.gguf import GgufFile, read_gguf, read_gguf_values
+from lorimer.formats.safe_io.packaged import read_packaged_tensors
 from lorimer.formats.safe_io.reading import (
     PICKLE_SUFFIXES,
     Header,
@@ -49,6 +50,7 @@ __all__ = [
     "read_gguf",
     "read_gguf_values",
     "read_json",
+    "read_packaged_tensors",
     "read_safetensors",
     "read_safetensors_header",
     "remove_temporaries",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from torch import Tensor
 
 import lorimer
 from lorimer import LoRA
+from lorimer.errors import FileFormatError
+from lorimer.formats.safe_io import read_packaged_tensors
 from lorimer.models.efficientnet_lite import EfficientNetLite, imagenet_labels, padded
 from lorimer.tasks._image_models import ImageModel, load_image_model
 from lorimer.tasks._image_preparation import Asked
@@ -16,6 +20,12 @@ from lorimer.tasks._packaged_weights import packaged
 from tests.tolerances import SAME_NETWORK_OUTPUT
 
 LABELS = imagenet_labels()
+
+
+class Unwelcome:
+    """What a file of tensors has no business to build."""
+
+
 # Of each block as the reference implementation's arguments have it: kernel, stride.
 BLOCKS = [(3, 1), (3, 2), (3, 1), (5, 2), (5, 1), (3, 2), (3, 1), (3, 1), (5, 1), (5, 1), (5, 1)]
 BLOCKS += [(5, 2), (5, 1), (5, 1), (5, 1), (3, 1)]
@@ -106,3 +116,14 @@ def test_every_convolution_depthwise_too_takes_an_adapter_that_merges(network: I
 def test_a_thousand_labels_are_each_once() -> None:
     assert len(LABELS) == len(set(LABELS)) == 1000
     assert LABELS[0].startswith("tench") and LABELS[999].startswith("toilet tissue")
+
+
+def test_only_tensors_come_out_of_torchs_own_files(tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    for value in ({"a": Unwelcome()}, {"a": 1}, [torch.zeros(1)], {"a": torch.tensor([float("nan")])}):
+        torch.save(value, file)
+        with pytest.raises(FileFormatError, match=r"x\.pth"):
+            read_packaged_tensors(file)
+    file.write_bytes(b"PK")
+    with pytest.raises(FileFormatError, match="is no whole state dict"):
+        read_packaged_tensors(file)

@@ -113,7 +113,7 @@ def test_labels_of_the_hub_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or made
     )
-    assert read_rows("someone/reviews-2.5").rows == [
+    assert list(read_rows("someone/reviews-2.5").rows) == [
         {"text": "a", "label": "good"},
         {"text": "b", "label": None},
     ]
