@@ -29,7 +29,15 @@ from lorimer.layers.sites import own_modules
 Run = Callable[[int], Tensor]
 Forward = Callable[..., Any]
 # What networks raise that get NaN, or tensors of another shape, where they read a module's output.
-_LOOKING_BACK = (RuntimeError, ValueError, IndexError, TypeError)
+_LOOKING_BACK = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class NoPrefixError(Exception):
@@ -161,17 +169,22 @@ class Prefix:
             yield
 
 
-def find_prefix(model: nn.Module, run: Run, size: int | None) -> Prefix:
+def find_prefix(model: nn.Module, run: Run, size: int | None, longer: Run | None = None) -> Prefix:
     """The prefix of a model, as its forward in `run` shows.
 
     Args:
         run: seed -> the loss of one batch, always the same one; all that is random follows from the seed.
         size: of that batch, with which tensors begin; None where they are laid out otherwise.
+        longer: the same for a batch of one example more, which tells sizes that follow the batch's from those
+            that happen to be equal.
 
     Raises:
         NoPrefixError: nothing worth storing runs before what trains, or it is not the same each time.
     """
     loss, before, called = _watch(model, partial(run, 0), size)
+    if longer is not None and size is not None:
+        following = _watch(model, partial(longer, 0), size + 1)[1]
+        before = {path: output for path, output in before.items() if path in following}
     if not before:
         raise NoPrefixError("nothing that multiplies runs before the first layer that trains")
     other_seed = _watch(model, partial(run, 1), size)[1]

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +91,10 @@ class EncodingCache:
         """What an input of this content is kept under."""
         return hashlib.sha256(self.fingerprint.encode() + content).hexdigest()
 
+    def is_there(self, key: str) -> bool:
+        """Whether a file stands under this key, without looking into it."""
+        return self._path(key).is_file()
+
     def has(self, key: str) -> bool:
         """Whether there is a whole encoding under this key. It counts as used today."""
         kept = self._memory.get(key) or self._read(key)
@@ -160,19 +164,34 @@ class EncodingCache:
             raise LorimerError(f"{error}; {self.mend}") from error
 
 
-def make_room(folder: Path, needed: int, limit: int) -> bool:
-    """See that `needed` further bytes of encodings fit into `folder` under `limit`: those that no run has
-    used for a day go, the longest unused first. Whether they then fit."""
-    files = sorted(
-        ((stat := file.stat()).st_mtime, stat.st_size, file) for file in folder.rglob("*.safetensors")
-    )
+def room_in(folder: Path, limit: int, own: Collection[str] = ()) -> int:
+    """How many further bytes of encodings `folder` may take under `limit`, once those are gone that no run
+    has used for a day; those of the keys `own` stay."""
+    held = sum(size for used, size, file in _files(folder) if _in_use(used) or file.stem in own)
+    return limit - held
+
+
+def make_room(folder: Path, needed: int, limit: int, own: Collection[str] = ()) -> None:
+    """Remove what `room_in` does not count, the longest unused first, until `needed` further bytes fit."""
+    files = _files(folder)
     there = sum(size for _, size, _ in files)
     for used, size, file in files:
-        if there + needed <= limit or used > time.time() - _IN_USE:
+        if there + needed <= limit:
             break
-        file.unlink(missing_ok=True)
-        there -= size
-    return there + needed <= limit
+        if not _in_use(used) and file.stem not in own:
+            file.unlink(missing_ok=True)
+            there -= size
+
+
+def _files(folder: Path) -> list[tuple[float, int, Path]]:
+    """(when it was used, bytes, file) of every encoding, the longest unused first."""
+    return sorted(
+        ((stat := file.stat()).st_mtime, stat.st_size, file) for file in folder.rglob("*.safetensors")
+    )
+
+
+def _in_use(used: float) -> bool:
+    return used > time.time() - _IN_USE
 
 
 def fingerprint(encoder: Any) -> str:

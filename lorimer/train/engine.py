@@ -30,7 +30,7 @@ from lorimer.train.optimizer import KINDS, learning_rate_now
 from lorimer.train.order import read_batches
 from lorimer.train.preflight import Preflight, inspect, require_moved, snapshot
 from lorimer.train.recipe import Recipe
-from lorimer.train.resume import capture, restore
+from lorimer.train.resume import capture, had_prefix, restore
 from lorimer.train.run_folder import RunFolder
 from lorimer.train.seeding import random_state_kept, seed_all
 from lorimer.train.setup import Setup, build
@@ -100,7 +100,7 @@ def train(recipe: Recipe, *, resume: Path | None = None, console: Console | None
         setup = build(recipe, logs=folder.path)
         setup.base = fingerprint(setup.model)
         setup.park()
-        preflight = inspect(setup)
+        preflight = inspect(setup, had_prefix(folder))
         if not setup.accelerator.is_main_process:
             console = Console(quiet=True)
         run = Run(setup, folder, Display(recipe.train.steps, console))

@@ -74,8 +74,11 @@ class Preflight:
         return {**asdict(self), "memory_bytes": self.memory.total}
 
 
-def inspect(setup: Setup) -> Preflight:
+def inspect(setup: Setup, had_prefix: bool | None = None) -> Preflight:
     """Measure with a dry forward and backward pass, which leaves weights and optimiser as they are.
+
+    Args:
+        had_prefix: of a run that is resumed, whether it stores what its frozen layers give.
 
     Raises:
         LorimerError: there is not enough memory.
@@ -84,7 +87,7 @@ def inspect(setup: Setup) -> Preflight:
     device = setup.accelerator.device
     with peak(device) as used:
         loss, seconds, without_gradient = _dry_run(setup)
-    setup.prefix = stored = choose_prefix(setup, seconds)
+    setup.prefix = stored = choose_prefix(setup, seconds, had_prefix)
     memory = _memory(setup, used)
     warnings = _warnings(setup, memory, loss, without_gradient)
     passes = -(-order.examples_per_step // (order.batch_size * order.ranks))

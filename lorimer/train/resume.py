@@ -52,11 +52,18 @@ def capture(setup: Setup, step: int, trainer: dict[str, Any]) -> Checkpoint:
         flatten_state({**setup.optimizer.state_dict(), **more}),
         {
             **trainer,
+            "prefix": setup.prefix is not None,
             "scaler": None if scaler is None else scaler.state_dict(),
             **_identity(setup),
             "recipe": setup.recipe.as_dict(),
         },
     )
+
+
+def had_prefix(folder: RunFolder) -> bool | None:
+    """Whether the run that is to go on stored what its frozen layers give; None where it has not begun."""
+    place = newest_checkpoint(folder.checkpoints) if folder.recipe.exists() else None
+    return None if place is None else read_checkpoint(place).trainer["prefix"]
 
 
 def restore(setup: Setup, folder: RunFolder) -> dict[str, Any] | None:

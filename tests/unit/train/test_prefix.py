@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 import lorimer
 from lorimer.errors import Interrupted, RecipeError
 from lorimer.tasks import text_classification
-from lorimer.tasks._encoding_cache import make_room
+from lorimer.tasks._encoding_cache import make_room, room_in
 from lorimer.train import control
 from lorimer.train.engine import check, train
 from lorimer.train.recipe import Recipe, load_recipe
+from tests.tiny_images import save_pictures
 from tests.tiny_texts import save_tiny_encoder
 
 # The last of two layers trains.
@@ -149,6 +151,70 @@ def test_room_is_made_of_what_was_not_used_for_long(tmp_path: Path) -> None:
     for days, file in zip((3, 2, 0), files, strict=True):
         file.write_bytes(bytes(100))
         os.utime(file, (time.time() - days * 86400 - 10,) * 2)
-    assert make_room(tmp_path, 100, 400) and all(file.exists() for file in files)
-    assert make_room(tmp_path, 150, 400) and [file.exists() for file in files] == [False, True, True]
-    assert not make_room(tmp_path, 350, 400) and files[2].exists(), "a run that goes on keeps its own"
+    assert room_in(tmp_path, 400) == 300, "what was used today stays"
+    assert room_in(tmp_path, 400, own={"0"}) == 200
+    make_room(tmp_path, 100, 400)
+    assert all(file.exists() for file in files)
+    make_room(tmp_path, 150, 400, own={"0"})
+    assert [file.exists() for file in files] == [True, False, True]
+
+
+def test_what_is_there_needs_no_further_room(tmp_path: Path, cache: Path) -> None:
+    trained(tmp_path, "first")
+    size = sum(file.stat().st_size for file in cache.rglob("*.safetensors"))
+    trained(tmp_path, "second", f"train.cache_prefix_gigabytes={1.1 * size / 1e9}")
+
+
+def test_another_network_with_the_same_weights_has_its_own(tmp_path: Path, cache: Path) -> None:
+    trained(tmp_path, "first")
+    before = len(list(cache.rglob("*.safetensors")))
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "relu"}))
+    trained(tmp_path, "second")
+    assert len(list(cache.rglob("*.safetensors"))) == 2 * before
+
+
+class Firsts(torch.nn.Module):
+    """A module, so that it can be stored."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.conv = torch.nn.Conv2d(3, 4, 8, 8)
+        self.norm = torch.nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv(pixels)
+        if self.way == "company":
+            return self.norm(hidden)
+        return hidden * 2 if self.training else hidden
+
+
+def _network(way: str, labels: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    return torch.nn.Sequential(Firsts(way), pool, torch.nn.Linear(4, 4), torch.nn.Linear(4, labels))
+
+
+def by_company(labels: int) -> torch.nn.Module:
+    return _network("company", labels)
+
+
+def by_mode(labels: int) -> torch.nn.Module:
+    return _network("mode", labels)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"), [("by_company", "the rest of its batch"), ("by_mode", "in evaluation")]
+)
+def test_what_is_not_of_the_example_alone_is_not_stored(tmp_path: Path, network: str, message: str) -> None:
+    values: dict[str, Any] = {
+        "task": "image-classification",
+        "model": f"{__name__}:{network}",
+        "data": {"path": str(save_pictures(tmp_path / "pictures", 6)), "size": 32},
+        "adapter": {"rank": 2, "targets": ["2"]},
+        "train": {"steps": 2, "batch_size": 4, "cache_prefix": "always"},
+        "output": str(tmp_path / "run"),
+    }
+    with pytest.raises(RecipeError, match=rf"train\.cache_prefix: .*{message}"):
+        check(load_recipe(values, [], {}))
