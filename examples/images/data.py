@@ -6,8 +6,8 @@ writes WORK/stamps/{animals,clothes,...}/*.png (Tux Paint's photographs: package
 GPL 2) and WORK/fashion/*.gz (Fashion-MNIST: package dataset-fashion-mnist, MIT). Packages are taken from
 /usr/share where they are installed, else fetched with `apt-get download`; nothing is installed.
 
-A stamp is taken for a photograph where it is no cartoon, toy or plastic thing and has more than 256 colours.
-Labels are the outermost folders of things: 271 photographs of 7 labels.
+A stamp is taken for a photograph where it is no cartoon, toy or plastic thing, no mirror image of another,
+and has more than 256 colours. Labels are the outermost folders of things: 268 photographs of 7 labels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(work: Path) -> None:
             count = 0
             for file in sorted((stamps / label).rglob("*.png")):
                 inside = file.relative_to(stamps / label)
-                if not DRAWN & set(inside.parts) and is_photograph(file):
+                if not DRAWN & set(inside.parts) and "_mirror" not in file.stem and is_photograph(file):
                     copied(file, work / "stamps" / label / "-".join(inside.parts))
                     count += 1
             print(f"{work / 'stamps' / label}: {count} pictures")
