@@ -31,6 +31,11 @@ from lorimer.tasks._nanodet import NanoDetDetector, load_nanodet
 from lorimer.tasks._trained_detector import TrainedDetector
 
 _SURE = 0.3
+_EARLY = [
+    "backbone.stem",
+    "backbone.stages.0",
+    "backbone.stages.1",
+]  # edges and textures, which all things have
 _LONGEST = 800  # pixels of a plain photograph's longer side
 
 
@@ -53,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **measure.conditions(1),
         "recipe": {key: recipe[key] for key in ("adapter", "train")},
         "pictures": {"train": asked.pictures, "test": asked.test_pictures, "plain": len(photographs)},
-        "curve": [each for each in events if each["event"] == "evaluation"],
+        "curve": [
+            {"step": each["step"], **each["metrics"]} for each in events if each["event"] == "evaluation"
+        ],
         "seconds": round(seconds),
         "written_mb": round(adapter.stat().st_size / 1e6, 2),
         "classes": max((run / "samples").rglob("classes-*.csv")).read_text(encoding="utf-8"),
@@ -111,7 +118,12 @@ def recipe_of(asked: argparse.Namespace, train: Path, test: Path, known: Path) -
             "validation": {"path": str(test)},
             "also_knows": str(known),
         },
-        "adapter": {"rank": asked.rank, "alpha": asked.rank, "targets": asked.targets},
+        "adapter": {
+            "rank": asked.rank,
+            "alpha": asked.rank,
+            "targets": "all-linear-conv",
+            "exclude": asked.exclude,
+        },
         "train": {
             "steps": asked.steps,
             "batch_size": 8,
@@ -171,11 +183,11 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--work", type=Path, required=True)
     described.add_argument("--pictures", type=int, default=240)
     described.add_argument("--test-pictures", type=int, default=80)
-    described.add_argument("--steps", type=int, default=300)
+    described.add_argument("--steps", type=int, default=240)
     described.add_argument("--rank", type=int, default=16)
     described.add_argument("--rate", type=float, default=2e-3)
     described.add_argument("--seed", type=int, default=0)
-    described.add_argument("--targets", nargs="+", default=["all-linear-conv"])
+    described.add_argument("--exclude", nargs="*", default=_EARLY, help="layers that are not adapted")
     described.add_argument("--results", type=Path, default=measure.RESULTS)
     return described
 

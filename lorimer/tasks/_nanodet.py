@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import lorimer
 from lorimer.errors import FileFormatError, UsageError
 from lorimer.models.nanodet import STRIDES, NanoDet, NanoDetConfig, points_of
 from lorimer.tasks._box_maths import clip, nms
 from lorimer.tasks._detector import Detector, Found, Prepared, Truth
 from lorimer.tasks._detector_head import new_classes
 from lorimer.tasks._nanodet_files import read_nanodet, write_nanodet
-from lorimer.tasks._nanodet_loss import detection_loss, expected_boxes
+from lorimer.tasks._nanodet_loss import detection_loss, drift, expected_boxes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +34,7 @@ class NanoDetDetector(Detector):
     Attributes:
         config: of the network as it is, its new classes included.
         learned: places of the classes that the data tell of. Of others a picture's boxes say nothing, not
-            even that there are none, so that they take no part in the loss.
+            even that there are none: what is learned of them is what the base says.
     """
 
     network: NanoDet
@@ -70,15 +71,26 @@ class NanoDetDetector(Detector):
         return Prepared(pixels, (width / picture.width, height / picture.height), (left, top))
 
     def loss(self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth]) -> Tensor:
-        """QFL + 2 · GIoU + 1/4 · DFL, see `detection_loss`."""
-        logits, distances = model(pixels)
+        """`detection_loss` of the classes that are learned, and the `drift` of others from the base, which
+        takes a second forward."""
+        logits, distances = (each.float() for each in model(pixels))
+        loss = self._of_learned(logits, distances, pixels, truths)
+        kept = [place for place in range(len(self.names)) if place not in self.learned]
+        if not kept:
+            return loss
+        with torch.no_grad(), lorimer.disabled(model):
+            said, drawn = (each.float() for each in model(pixels))
+        return loss + drift((logits[..., kept], distances), (said[..., kept], drawn))
+
+    def _of_learned(
+        self, logits: Tensor, distances: Tensor, pixels: Tensor, truths: Sequence[Truth]
+    ) -> Tensor:
         columns = {place: column for column, place in enumerate(self.learned)}
         told = [
             Truth(truth.boxes, truth.labels.new_tensor([columns[label] for label in truth.labels.tolist()]))
             for truth in truths
         ]
-        learned = logits[..., list(self.learned)].float()
-        return detection_loss(learned, distances.float(), *_points(pixels), told)
+        return detection_loss(logits[..., list(self.learned)], distances, *_points(pixels), told)
 
     @torch.no_grad()
     def find(self, model: nn.Module, pixels: Tensor, least: float = 0.05, most: int = 100) -> list[Found]:

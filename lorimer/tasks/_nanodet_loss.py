@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div
 
 from lorimer.tasks._box_maths import giou_pairs, iou, to_boxes, to_distances
 from lorimer.tasks._detector import Truth
@@ -24,6 +24,7 @@ _FOCUS = 2.0  # the exponent β of the quality focal loss
 _MOST_POINTS = 13  # of one box
 _OVERLAP_WEIGHT = 3.0
 _EPSILON = 1e-7
+_SAYS_SOMETHING = 0.1  # the least score of a point where the base sees a thing
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,27 @@ def detection_loss(
     placing = _GIOU_WEIGHT * (1.0 - giou_pairs(boxes[picture, point], wanted))
     placing = placing + _DFL_WEIGHT * blur.view(-1, 4).mean(1)
     return scoring + (sureness * placing).sum() / sureness.sum().clamp(min=1.0)
+
+
+def drift(now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> Tensor:
+    """How far old classes and their boxes have moved from what the base says of the same pictures, a scalar:
+    learning without forgetting (arXiv 1606.09282) for a detector.
+
+    Scores are pulled to the base's by the quality focal loss, and each distance's distribution by its
+    Kullback-Leibler divergence, as in localization distillation (arXiv 2102.12252). A point counts as much
+    as the base is sure of something there, scores of all points together as the sure ones.
+
+    Args:
+        now, before: logits (B, P, old classes) of the scores, and (B, P, 4, bins) of the distances.
+    """
+    (logits, distances), (said, drawn) = now, before
+    wanted = said.sigmoid()
+    sureness = wanted.amax(-1)
+    sureness = sureness * (sureness > _SAYS_SOMETHING)
+    count = sureness.sum().clamp(min=1.0)
+    moved = kl_div(distances.log_softmax(-1), drawn.log_softmax(-1), reduction="none", log_target=True)
+    placing = (sureness * moved.sum(-1).mean(-1)).sum()
+    return (quality_focal_loss(logits, wanted).sum() + placing) / count
 
 
 def _class_costs(logits: Tensor, overlaps: Tensor, labels: Tensor) -> Tensor:

@@ -119,6 +119,21 @@ def test_pictures_say_nothing_of_classes_that_their_data_do_not_have(folder: Pat
     assert not logits.grad[..., :3].any() and logits.grad[..., 3].any()
 
 
+def test_kept_classes_are_what_the_base_says_while_others_are_learned(folder: Path) -> None:
+    """What training does to old scores is less by far than where only new ones are looked at."""
+    picture, _ = _picture()
+    moved = []
+    for learned in ((3,), range(4)):
+        detector = load_nanodet(folder, ["kite"], keep_old=True)
+        pixels = detector.prepare(picture).pixels[None]
+        before = detector.network(pixels)[0][..., :3].sigmoid()
+        detector.learned = tuple(learned)  # all of them: a picture's boxes would tell of every class
+        _taught(detector, 3, steps=25)
+        with torch.no_grad():
+            moved.append((detector.network(pixels)[0][..., :3].sigmoid() - before).abs().mean().item())
+    assert moved[0] < 0.5 * moved[1]
+
+
 def test_a_head_of_known_classes_begins_as_they_were(folder: Path) -> None:
     base = load_nanodet(folder, (), keep_old=False)
     detector = load_nanodet(folder, ["cup", "cat"], keep_old=False)

@@ -15,6 +15,7 @@ from lorimer.tasks._nanodet_loss import (
     assign,
     detection_loss,
     distribution_focal_loss,
+    drift,
     expected_boxes,
     quality_focal_loss,
 )
@@ -130,3 +131,26 @@ def test_the_loss_of_a_perfect_answer_is_near_nothing() -> None:
     for side, strides in enumerate((1, 1, 3, 1)):
         distances[0, place, side, strides] = 100.0
     assert detection_loss(logits, distances, POINTS, ACROSS, [truth]).item() < 1e-3
+
+
+def test_what_the_base_says_has_not_drifted_and_pulls_nothing() -> None:
+    before = _outputs(0)
+    now = tuple(each.clone().requires_grad_() for each in before)
+    loss = drift((now[0], now[1]), before)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert all(each.grad is not None and each.grad.abs().max() < 1e-6 for each in now)
+
+
+def test_drift_is_undone_where_the_base_sees_a_thing_alone() -> None:
+    """One point sees a thing; it and another draw other boxes than before."""
+    said, drawn = torch.full((1, len(POINTS), 2), -20.0), torch.zeros(1, len(POINTS), 4, BINS)
+    said[0, 5, 1] = 1.0
+    distances = drawn.clone()
+    distances[0, [5, 6], :, 3] = 2.0
+    logits = torch.full_like(said, -2.0).requires_grad_()
+    distances.requires_grad_()
+    drift((logits, distances), (said, drawn)).backward()
+    assert logits.grad is not None and distances.grad is not None
+    assert logits.grad[0, 5, 1] < 0 and logits.grad[0, 5, 0] > 0 and (logits.grad[0, 6] > 0).all()
+    assert (distances.grad[0, 5, :, 3] > 0).all() and not distances.grad[0, 6].any()
