@@ -126,10 +126,10 @@ def _strata(
     for place in order:
         label = pictures[clusters[place][0]].label
         strata[None if isinstance(label, float) else label].append(clusters[place])
-    for label in [label for label, own in strata.items() if isinstance(label, tuple) and len(own) == 1]:
-        strata[None] += strata.pop(label)
-    for label in sorted(strata, key=str):
-        yield strata[label]
+    for rare in [label for label, own in strata.items() if isinstance(label, tuple) and len(own) == 1]:
+        strata[None] += strata.pop(rare)
+    for key in sorted(strata, key=str):
+        yield strata[key]
 
 
 def _sides(pictures: Sequence[LabelledPicture], held: set[int]) -> Sides:

