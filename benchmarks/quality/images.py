@@ -103,7 +103,7 @@ def linear(values: Mapping[str, Any]) -> float:
         return features.numpy(), torch.cat([part["label"] for part in parts]).tolist()
 
     learned = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(*seen(training))
-    return round(float(learned.score(*seen(task._validation))), 4)
+    return round(float(learned.score(*seen(task.held_out))), 4)
 
 
 def figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _sentiment(values: dict[str, Any]) -> Any:
     task = TextClassification(_recipe(values))  # its own reading, so that labels and tokens are the same
     model = task.model()
     training, tokenizer = task.data(model), task.tokenizer
-    held_out: Any = task._validation
+    held_out: Any = task.held_out
     order = sorted(range(len(held_out)), key=lambda place: held_out.lengths[place])
     collate = DataCollatorWithPadding(tokenizer)
 

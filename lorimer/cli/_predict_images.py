@@ -28,14 +28,15 @@ def answers(asked: Asked) -> Iterator[Answer]:
     classifier = ImageClassifier.load(adapter_file(asked.source), base, asked.strength)
     broken: list[str] = []
     for begin in range(0, len(files), asked.batch_size):
-        opened = {}
+        opened = []
         for file in files[begin : begin + asked.batch_size]:
             try:
-                opened[file] = on_white(decode(Stored(file).read(str(file)), str(file)))
+                opened.append((file, on_white(decode(Stored(file).read(str(file)), str(file)))))
             except DataError as error:
                 broken.append(str(error))
         if opened:
-            for file, told in zip(opened, classifier.predict(list(opened.values())), strict=True):
+            told_of_each = classifier.predict([picture for _, picture in opened])
+            for (file, _), told in zip(opened, told_of_each, strict=True):
                 yield Answer(str(file), {"picture": str(file), **told})
     if broken:
         raise DataError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lorimer.tasks._fonts import font_for
 from lorimer.tasks._grid import labelled_grid
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def draw_boxes(picture: Image, marks: Marks, names: Sequence[str], side: int | N
         side: pixels of the longer side of what is drawn; None: the picture's own, but no fewer than 480.
     """
     from PIL import Image as Images
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     factor = (side or max(max(picture.size), _SHORTEST)) / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
@@ -65,7 +66,7 @@ def draw_boxes(picture: Image, marks: Marks, names: Sequence[str], side: int | N
     drawn = drawn.copy() if size == picture.size else drawn.resize(size, Images.Resampling.BICUBIC)
     draw = ImageDraw.Draw(drawn)
     line = max(2, round(max(size) / 320))
-    font = ImageFont.load_default(max(12, round(max(size) / 48)))
+    font = font_for(max(12, round(max(size) / 48)), "".join(names))
     boxes = (marks.boxes * factor).tolist()
     for box, label in zip(boxes, marks.labels.tolist(), strict=True):
         draw.rectangle(_in_order(box), outline=colour_of(label), width=line)
@@ -105,9 +106,9 @@ def _tag(
 def legend(names: Sequence[str], labels: Sequence[int], width: int) -> Image:
     """A strip of the classes' colours and names, in as many lines as `width` makes needful."""
     from PIL import Image as Images
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
-    font = ImageFont.load_default(16)
+    font = font_for(16, "".join(names))
     places, x, y = [], _MARGIN, 0
     for label in labels:
         length = 24 + round(font.getlength(names[label])) + 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +54,14 @@ def labelled(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def heads_of(model: nn.Module, new: Sequence[str]) -> list[str]:
-    """Paths of what is trained in full in a classifier of transformers: its head, and modules whose weights
-    are new."""
-    base = getattr(model, "base_model_prefix", "")
+def heads_of(model: nn.Module, new: Sequence[str], may_lack: str) -> list[str]:
+    """Paths of what is trained in full in a classifier of transformers: its head, whose name `may_lack`
+    matches, and modules whose weights are new."""
+    base = getattr(model, "base_model_prefix", "")  # need not be the name of a child
     heads = [
         name
         for name, child in model.named_children()
-        if name != base and any(True for _ in child.parameters())
+        if name != base and re.search(may_lack, name) and any(True for _ in child.parameters())
     ]
     others = sorted({key.rpartition(".")[0] for key in new})
     return [*heads, *(each for each in others if each.partition(".")[0] not in heads)]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lorimer.tasks._fonts import font_for
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -24,7 +26,7 @@ _DEEP = (31, 92, 168)  # the colour of a cell that has all of its row
 def draw_confusion(matrix: Tensor, names: Sequence[str], title: str) -> Image:
     """(labels, labels) counts, a row for each right label, a column for each predicted one. A cell is as deep
     in colour as its share of the row. Of more than 60 labels those are shown that are most in error."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     if len(names) > _MOST:
@@ -33,8 +35,8 @@ def draw_confusion(matrix: Tensor, names: Sequence[str], title: str) -> Image:
         matrix, shares = matrix[places][:, places], shares[places][:, places]
         names = [names[place] for place in places.tolist()]
     cell = _WIDE if len(names) <= _FEW else _NARROW if len(names) <= _SOME else _FINE
-    font = ImageFont.load_default(TEXT)
-    small = ImageFont.load_default(TEXT if cell == _WIDE else TEXT - 4)
+    font = font_for(TEXT, "".join([title, *names]))
+    small = font_for(TEXT if cell == _WIDE else TEXT - 4)
     shown = [shortened(name, _LONGEST, font) for name in names]
     longest = max(int(font.getlength(name)) for name in shown)
     wide = min(max(cell, longest + MARGIN), _WIDEST) if cell == _WIDE else cell

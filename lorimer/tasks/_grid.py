@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
+
+from lorimer.tasks._fonts import font_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,19 +18,6 @@ _TEXT = 18
 _TITLE = 24
 _LABEL_WIDTH = 240  # widest a row label gets before it is wrapped
 _INK, _PAPER, _FAINT = "#1b1b1f", "#ffffff", "#5f5f68"
-
-# Pillow ships a Latin font. Where a label has other letters, the first of these that is installed is used.
-_WIDE_FONTS = (
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansSC-Regular.otf",
-    "SourceHanSansCN-Regular.otf",
-    "wqy-microhei.ttc",
-    "wqy-zenhei.ttc",
-    "DroidSansFallbackFull.ttf",
-    "msyh.ttc",
-    "PingFang.ttc",
-    "DejaVuSans.ttf",
-)
 
 
 def labelled_grid(
@@ -50,7 +38,7 @@ def labelled_grid(
     from PIL import ImageDraw
 
     everything = "".join([*row_labels, *column_labels, title or ""])
-    font, title_font = _font(_TEXT, everything.isascii()), _font(_TITLE, everything.isascii())
+    font, title_font = font_for(_TEXT, everything), font_for(_TITLE, everything)
     labels = [_wrapped(label, font) for label in row_labels]
     label_width = max((_width(line, font) for lines in labels for line in lines), default=0)
     cells = [[_enlarged(picture) for picture in row] for row in rows]
@@ -112,16 +100,3 @@ def _wrapped(text: str, font: FreeTypeFont | ImageFont, width: int = _LABEL_WIDT
 
 def _width(text: str, font: FreeTypeFont | ImageFont) -> int:
     return round(font.getlength(text))
-
-
-@cache
-def _font(size: int, latin: bool) -> FreeTypeFont | ImageFont:
-    from PIL import ImageFont
-
-    if not latin:
-        for name in _WIDE_FONTS:
-            try:
-                return ImageFont.truetype(name, size)
-            except OSError:
-                continue  # not installed here
-    return ImageFont.load_default(size)

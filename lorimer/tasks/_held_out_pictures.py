@@ -13,6 +13,7 @@ import torch
 
 from lorimer.errors import DataError
 from lorimer.tasks._checked_pictures import LabelledPicture
+from lorimer.tasks._labels import Labels
 from lorimer.tasks._picture_duplicates import Likenesses
 
 Clusters = Sequence[Sequence[int]]  # places of pictures that belong together
@@ -22,14 +23,18 @@ _SHOWN = 3
 
 
 def by_fraction(pictures: Sequence[LabelledPicture], clusters: Clusters, fraction: float, seed: int) -> Sides:
-    """(to learn from, held out): of every label about `fraction` is held out, overall as near to it as
-    clusters allow; the seed chooses."""
+    """(to learn from, held out): of every label about `fraction` is held out, and never all; overall as near
+    to it as clusters allow; the seed chooses."""
     held: set[int] = set()
-    seen = 0
-    for cluster in _dealt(pictures, clusters, seed):
-        seen += len(cluster)
-        if len(held) + len(cluster) <= fraction * seen + 0.5:
-            held.update(cluster)
+    owed = 0.0  # by labels before, so that rounding does not add up
+    for stratum in _strata(pictures, clusters, seed):
+        share, taken = fraction * sum(map(len, stratum)) + owed, 0
+        stratum.remove(max(stratum, key=len))  # to learn from
+        for cluster in stratum:
+            if taken + len(cluster) <= share + 0.5:
+                taken += len(cluster)
+                held.update(cluster)
+        owed = min(max(share - taken, -0.5), 0.5)
     return _sides(pictures, held)
 
 
@@ -40,12 +45,27 @@ def by_folds(
     have of every label about the same."""
     sizes = [0] * folds
     held: set[int] = set()
-    for cluster in _dealt(pictures, clusters, seed):
-        smallest = sizes.index(min(sizes))
-        sizes[smallest] += len(cluster)
-        if smallest == fold:
-            held.update(cluster)
+    for stratum in _strata(pictures, clusters, seed):
+        own = [0] * folds  # pictures of this label
+        for cluster in sorted(stratum, key=len, reverse=True):
+            *_, smallest = min(zip(own, sizes, range(folds), strict=True))
+            own[smallest] += len(cluster)
+            sizes[smallest] += len(cluster)
+            if smallest == fold:
+                held.update(cluster)
     return _sides(pictures, held)
+
+
+def told_unlearned(pictures: Sequence[LabelledPicture], labels: Labels) -> list[str]:
+    """A line for the preflight about labels of which there is nothing to learn from."""
+    known: set[object] = set()
+    for picture in pictures:
+        known.update(picture.label if isinstance(picture.label, tuple) else (picture.label,))
+    lacking = [name for place, name in enumerate(labels.names) if place not in known]
+    if not lacking:
+        return []
+    shown = ", ".join(lacking[:_SHOWN]) + ", ..." * (len(lacking) > _SHOWN)
+    return [f"warning: labels without a picture to learn from: {len(lacking):,} ({shown})"]
 
 
 def told_clusters(pictures: Sequence[LabelledPicture], clusters: Clusters) -> list[str]:
@@ -96,15 +116,20 @@ def _named(clusters: Sequence[Sequence[LabelledPicture]]) -> str:
     return ", ".join(f"{first.name} = {second.name}" for first, second, *_ in clusters[:_SHOWN])
 
 
-def _dealt(pictures: Sequence[LabelledPicture], clusters: Clusters, seed: int) -> Iterator[Sequence[int]]:
-    """Clusters, label by label, those of one label in random order."""
+def _strata(
+    pictures: Sequence[LabelledPicture], clusters: Clusters, seed: int
+) -> Iterator[list[Sequence[int]]]:
+    """Clusters in random order, label by label. Sets of labels that are there once make up one stratum, and
+    so do numbers."""
     order = torch.randperm(len(clusters), generator=torch.Generator().manual_seed(seed)).tolist()
     strata: dict[object, list[Sequence[int]]] = defaultdict(list)
     for place in order:
         label = pictures[clusters[place][0]].label
         strata[None if isinstance(label, float) else label].append(clusters[place])
-    for stratum in sorted(strata, key=str):
-        yield from strata[stratum]
+    for rare in [label for label, own in strata.items() if isinstance(label, tuple) and len(own) == 1]:
+        strata[None] += strata.pop(rare)
+    for key in sorted(strata, key=str):
+        yield strata[key]
 
 
 def _sides(pictures: Sequence[LabelledPicture], held: set[int]) -> Sides:

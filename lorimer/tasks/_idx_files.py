@@ -43,9 +43,9 @@ def idx_files(folder: Path, prefixes: tuple[str, ...]) -> tuple[Path, Path] | No
         DataError: pictures without labels.
     """
     for file in sorted(folder.glob("*-images*idx*-ubyte*")):
-        if file.name.startswith(prefixes):
+        if file.name.startswith(prefixes) and file.is_file():
             stem = file.name.split("-images")[0]
-            labels = sorted(folder.glob(f"{stem}-labels*idx1-ubyte*"))
+            labels = [each for each in sorted(folder.glob(f"{stem}-labels*idx1-ubyte*")) if each.is_file()]
             if not labels:
                 raise DataError(f"{file}: has no labels beside it; {stem}-labels-idx1-ubyte is missing")
             return file, labels[0]

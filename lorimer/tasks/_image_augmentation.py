@@ -6,6 +6,7 @@ All draws are from torch's global generator, which is seeded of each example, so
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _RATIOS = (3 / 4, 4 / 3)
 _TRIES = 10
+_FINEST = 4  # times the side of what the model sees, before a part is taken of a padded picture
 
 
 class Augmentation(Section):
@@ -51,6 +53,10 @@ def augmented(picture: Image, augmentation: Augmentation, preparation: Preparati
         picture = picture.rotate(angle, Images.Resampling.BILINEAR, fillcolor="white")
     if augmentation.crop is not None:
         geometry = preparation.geometry
+        if geometry.fit == "pad":
+            # No larger than that the smallest part is as fine as what the model sees.
+            times = min(_FINEST, math.ceil(augmentation.crop**-0.5))
+            picture = replace(geometry, height=times * geometry.height, width=times * geometry.width)(picture)
         box = random_box(picture.size, augmentation.crop, geometry.width / geometry.height)
         picture = picture.resize((geometry.width, geometry.height), geometry.resample, box)
     if augmentation.flip and _uniform() < 0.5:

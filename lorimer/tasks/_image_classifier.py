@@ -42,6 +42,7 @@ class ImageClassifier:
 
         Raises:
             FileFormatError: the file is of no classifier of pictures, or does not fit the base.
+            RecipeError: the base takes no pictures of that size, or gives other weights each time.
         """
         state = lorimer.read(adapter)
         facts = state.metadata

@@ -25,6 +25,8 @@ Fit = Literal["crop", "pad", "stretch"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers of its filters
 
+_LONG = 20  # times as long as wide: enlarged as a whole, such a picture would fill the memory
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -80,9 +82,13 @@ class Geometry:
         wide, high = round(self.width / self.share), round(self.height / self.share)
         scale = max(wide / picture.width, high / picture.height)
         wide, high = max(wide, int(picture.width * scale)), max(high, int(picture.height * scale))
-        resized = picture.resize((wide, high), self.resample)
         left, top = round((wide - self.width) / 2), round((high - self.height) / 2)
-        return resized.crop((left, top, left + self.width, top + self.height))
+        cut = (left, top, left + self.width, top + self.height)
+        if max(picture.size) <= _LONG * min(picture.size):
+            return picture.resize((wide, high), self.resample).crop(cut)
+        across, down = picture.width / wide, picture.height / high
+        box = (cut[0] * across, cut[1] * down, cut[2] * across, cut[3] * down)
+        return picture.resize((self.width, self.height), self.resample, box)
 
     def _padded(self, picture: Image) -> Image:
         from PIL import Image as Images
@@ -168,10 +174,12 @@ def of_processor(processor: Any, asked: Asked, name: str) -> Preparation:
     options = tuple((key, list(value)) for key, value in told.items() if value is not None)
     own = ByProcessor(processor, options)
     values = ByProcessor(processor, (*options, ("do_resize", False), ("do_center_crop", False)))
-    height, width = _size_of(own, name)
-    resample = int(getattr(processor, "resample", None) or BILINEAR)
+    wide, tall = _size_of(own, name), _size_of(own, name, tall=True)
+    height, width = wide if wide == tall else (min(wide),) * 2  # of the shorter side where nothing is cut
+    resample = getattr(processor, "resample", None)
+    resample = BILINEAR if resample is None else int(resample)
     geometry = Geometry(asked.size or height, asked.size or width, asked.fit or "crop", 1.0, resample)
-    decides = asked.size is None and asked.fit is None and height == _size_of(own, name, tall=True)[0]
+    decides = asked.size is None and asked.fit is None and wide == tall
     facts = f"{processor.to_json_string()} {options} {'' if decides else geometry}"
     return Preparation(geometry, values, own if decides else None, facts)
 

@@ -10,13 +10,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from lorimer.tasks._base import Section
 from lorimer.tasks._image_augmentation import Augmentation
 from lorimer.tasks._image_preparation import Asked, Fit
-from lorimer.tasks._text_sections import HeldOut
 
 Channels = tuple[float, float, float]
 PositiveChannels = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
-class HeldOutPictures(HeldOut):
+class HeldOutPictures(Section):
     """Pictures that are not trained on, by which training is judged. By default those in a folder `val` or
     `test` beside `train`, where there is one."""
 
@@ -24,14 +23,23 @@ class HeldOutPictures(HeldOut):
     """This share of the pictures, of every label, chosen by the seed."""
     folds: Annotated[int, Field(ge=2)] | None = None
     """Instead of a share: one of so many parts, which `fold` chooses; every picture is in one of them."""
-    fold: NonNegativeInt = 0
-    """Which part, from 0."""
+    fold: NonNegativeInt | None = None
+    """Which part, from 0; null: the first."""
+    path: str | None = None
+    """Pictures of their own, in any form that `data.path` may have."""
+    split: str | None = None
+    """Which part of `path`, or of `data.path`, where either is a dataset in several; null: of a folder `val`
+    rather than `test`, of a dataset on the hub that `path` names `test`."""
 
     @model_validator(mode="after")
     def _one_way(self) -> HeldOutPictures:
         if sum(each is not None for each in (self.fraction, self.path, self.folds)) > 1:
             raise ValueError("give one of fraction, path and folds")
-        if self.folds is not None and self.fold >= self.folds:
+        if self.split is not None and (self.fraction is not None or self.folds is not None):
+            raise ValueError("split is a part that is there already; give it, or a fraction or folds")
+        if self.fold is not None and self.folds is None:
+            raise ValueError(f"fold {self.fold} of how many? Give folds, too")
+        if self.folds is not None and (self.fold or 0) >= self.folds:
             raise ValueError(f"fold {self.fold} is none of {self.folds}, which are counted from 0")
         return self
 

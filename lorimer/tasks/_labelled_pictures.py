@@ -11,6 +11,7 @@ any of the folders in train/, ...    the parts of a dataset; `split` chooses
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,16 +69,22 @@ class Found:
 
 @dataclass(frozen=True)
 class FoundPictures:
-    """Everything in one place, notes on what was left out, and what is wrong."""
+    """Everything in one place, notes on what was left out, what is wrong, and whether its labels are known to
+    be names of classes."""
 
     place: str
     pictures: Sequence[Found]
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    classes: bool = True
 
     def labels(self, column: str) -> Rows:
         """The labels as rows, each under `column`."""
-        return Rows([{column: picture.label} for picture in self.pictures], self.place)
+        return Rows(
+            [{column: picture.label} for picture in self.pictures],
+            self.place,
+            classes=(column,) if self.classes else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -96,15 +103,19 @@ def find_pictures(place: str, split: str | None, columns: Columns) -> FoundPictu
     """Every picture with a label in `place`; of its parts, `split`, or `train` where it has parts.
 
     Raises:
-        DataError: there is nothing of the kind.
+        DataError: there is nothing of the kind, or no such part.
     """
     path = Path(place).expanduser()
     if not path.is_dir():
         return _of_rows(
             read_rows(place, split=split, subset=columns.subset, limit=columns.limit), path, columns
         )
-    folder = _part(path, split or "train")
-    idx = idx_files(folder, _names_of(split or "train"))
+    parts, names = _parts(path), _names_of(split or "train")
+    folder = next((part for name, part in parts.items() if name in names), None if parts else path)
+    idx = idx_files(folder, names) if folder else None
+    if folder is None or (split and split not in SPLITS["train"] and not parts and not idx):
+        known = f"it has {', '.join(parts)}" if parts else "it is in one piece"
+        raise DataError(f"{path}: has no part {split!r}; {known}")
     if idx is not None:
         return _of_idx(*idx, columns)
     metadata = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
@@ -115,15 +126,16 @@ def find_pictures(place: str, split: str | None, columns: Columns) -> FoundPictu
     return _of_folders(folder, columns.limit)
 
 
-def held_out_split(place: str) -> str | None:
-    """The part of a folder or of IDX files that is not for training: "validation" rather than "test"."""
+def held_out_split(place: str, trained: str | None = None) -> str | None:
+    """The part of a folder or of IDX files that is not for training: "validation" rather than "test", and
+    not the part `trained`."""
     path = Path(place).expanduser()
     if not path.is_dir():
         return None
+    parts = _parts(path)
     for split in ("validation", "test"):
-        if _has_parts(path) and _part(path, split) != path:
-            return split
-        if idx_files(path, SPLITS[split]) and idx_files(path, SPLITS["train"]):
+        names = set(SPLITS[split])
+        if trained not in names and (names & parts.keys() or idx_files(path, SPLITS[split])):
             return split
     return None
 
@@ -139,24 +151,24 @@ def _names_of(split: str) -> tuple[str, ...]:
     return SPLITS.get(split, (split,))
 
 
-def _part(folder: Path, split: str) -> Path:
-    """The folder in `folder` for that part, or `folder` itself."""
-    names = _names_of(split)
-    if _has_parts(folder):
-        return next((each for each in _folders_in(folder) if each.name.lower() in names), folder)
-    return folder
-
-
-def _has_parts(folder: Path) -> bool:
-    """Whether all the folders in it are called as parts of a dataset, `train` among them: not labels, where
-    a train stands beside a bus."""
+def _parts(folder: Path) -> dict[str, Path]:
+    """The parts of a dataset by their names in small letters: the folders in it, if all that hold pictures
+    are called so, `train` among them. They are labels where a train stands beside a bus."""
     known = {name for names in SPLITS.values() for name in names}
-    here = {each.name.lower() for each in _folders_in(folder)}
-    return bool(here & set(SPLITS["train"])) and here <= known
+    parts = {each.name.lower(): each for each in _folders_in(folder) if each.name.lower() in known}
+    others = (each for each in _folders_in(folder) if each.name.lower() not in known)
+    if not parts.keys() & set(SPLITS["train"]) or any(any(pictures_in(each)) for each in others):
+        return {}
+    return parts
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [each for each in sorted(folder.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+    """Without hidden ones, and without what macOS puts into archives."""
+    return [
+        each
+        for each in sorted(folder.iterdir())
+        if each.is_dir() and not each.name.startswith(".") and each.name != "__MACOSX"
+    ]
 
 
 def _of_folders(folder: Path, limit: int | None) -> FoundPictures:
@@ -195,12 +207,14 @@ def pictures_in(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Iterator[
 
 def _of_rows(rows: Rows, file: Path, columns: Columns) -> FoundPictures:
     """`file` is the table, whose paths begin at its folder, or nothing that exists."""
-    first = rows.rows[0]
     known = [columns.picture] if columns.picture else _COLUMNS
-    column = next((name for name in known if name in first), None)
-    if column is None or columns.label not in first:
+    names: Collection[str] = rows.rows[0].keys()
+    if columns.label not in names or not set(known) & set(names):  # a row may lack what others have
+        names = dict.fromkeys(name for row in rows.rows for name in row)
+    column = next((name for name in known if name in names), None)
+    if column is None or columns.label not in names:
         missing = "pictures, which data.image names," if column is None else "labels, which data.label names,"
-        raise DataError(f"{rows.source}: has no column of {missing} among {', '.join(map(str, first))}")
+        raise DataError(f"{rows.source}: has no column of {missing} among {', '.join(map(str, names))}")
     pictures, problems = [], []
     for place, row in enumerate(rows.rows):
         found = _of_row(rows, place, row, column, columns.label, file.parent)
@@ -210,7 +224,8 @@ def _of_rows(rows: Rows, file: Path, columns: Columns) -> FoundPictures:
             problems.append(found)
     if not pictures:
         raise DataError(listed(rows.source, problems))
-    return FoundPictures(rows.source, pictures, rows.skipped, tuple(problems))
+    classes = columns.label in rows.classes
+    return FoundPictures(rows.source, pictures, rows.skipped, tuple(problems), classes)
 
 
 def _of_row(rows: Rows, place: int, row: Row, column: str, label: str, folder: Path) -> Found | str:
@@ -223,7 +238,8 @@ def _of_row(rows: Rows, place: int, row: Row, column: str, label: str, folder: P
     if not isinstance(path, str) or not path.strip():
         return f"row {place + 1}: {column!r} is neither a path nor a picture"
     file = folder / path
-    if not file.resolve().is_relative_to(folder.resolve()):
+    whole = Path(os.path.normpath(file.absolute()))  # a link in the folder may lead wherever it wants
+    if not whole.is_relative_to(os.path.normpath(folder.absolute())):
         return f"row {place + 1}: {path!r} leads out of the table's folder; move the table above its pictures"
     if not file.is_file():
         return f"row {place + 1}: there is no picture {path!r}"
@@ -234,6 +250,8 @@ def _of_idx(images: Path, labels: Path, columns: Columns) -> FoundPictures:
     values, places = read_idx(images), read_idx(labels)
     if values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[3] != 3):
         raise DataError(f"{images}: holds no pictures, of height and width, but an array of {values.shape}")
+    if not values.size:
+        raise DataError(f"{images}: holds no pictures")
     if places.ndim != 1 or len(places) != len(values):
         raise DataError(f"{labels}: has {places.shape} labels for {len(values)} pictures in {images.name}")
     if columns.names and places.max() >= len(columns.names):

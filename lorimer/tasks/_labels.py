@@ -14,6 +14,7 @@ from lorimer.tasks._text_rows import Rows
 Label = int | float | tuple[int, ...]
 
 _MANY = 200  # more names of labels than that are likely no labels
+_NO_NUMBERS = {"nan", "inf", "infinity"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Labels:
             ValueError: it is none; the message says why.
         """
         if self.kind == "regression":
-            if not _is_number(value) or not math.isfinite(float(value)):
+            if not _is_number(value):
                 raise ValueError(f"{value!r} is no number")
             return float(value)
         if self.kind == "single" and _is_list(value):
@@ -63,6 +64,8 @@ def find_labels(rows: Rows, column: str, kind: str | None, names: Sequence[str])
         DataError: there is no such column, or it holds no labels.
     """
     values = [row[column] for row in rows.rows if not is_missing(row.get(column))]
+    if not values and any(column in row for row in rows.rows):
+        raise DataError(f"{rows.source}: {column!r} is empty in every row; there are no labels to learn")
     if not values:
         known = ", ".join(map(str, rows.rows[0]))
         raise DataError(
@@ -70,14 +73,14 @@ def find_labels(rows: Rows, column: str, kind: str | None, names: Sequence[str])
         )
     if kind is None:
         kind = "multi" if any(map(_is_list, values)) else "single"
-        if kind == "single" and all(map(_is_number, values)) and not all(map(_is_whole, values)):
+        if kind == "single" and column not in rows.classes and _have_fractions(values):
             kind = "regression"
     if kind == "regression":
         return Labels(kind, ())
     found = {
         label_name(each) for value in values for each in (_listed(value) if kind == "multi" else [value])
     }
-    if not names and len(found) > _MANY:
+    if not names and len(found) > _MANY and column not in rows.classes:
         raise DataError(
             f"{rows.source}: {column!r} has {len(found)} different values; if they are labels, list them in "
             "data.labels, if numbers, set data.kind to regression"
@@ -121,14 +124,16 @@ def is_missing(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     try:
-        float(value)
-    except (TypeError, ValueError):
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
         return False
-    return True
 
 
-def _is_whole(value: Any) -> bool:
-    return float(value).is_integer()
+def _have_fractions(values: Sequence[Any]) -> bool:
+    """Whether all are numbers, or what stands for a missing one, and some of them not whole."""
+    numbers = [float(each) for each in values if _is_number(each)]
+    others = {label_name(each).lower().lstrip("+-") for each in values if not _is_number(each)}
+    return others <= _NO_NUMBERS and not all(map(float.is_integer, numbers))
 
 
 def _order(name: str) -> tuple[bool, float, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +145,7 @@ def _dequantised(file: Path) -> Path:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return made_once(file, make)
+    return made_once(file, f"transformers {version('transformers')}", make)
 
 
 def _forget_quantisation(model: Any) -> None:

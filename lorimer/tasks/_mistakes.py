@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorimer.tasks._checked_pictures import LabelledPicture
 from lorimer.tasks._confusion import INK, MARGIN, PAPER, TEXT, shortened
+from lorimer.tasks._fonts import font_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,9 +47,10 @@ def draw_mistakes(
 ) -> Image:
     """A sheet of these pictures, each with its name, the label it has and the one that was predicted."""
     from PIL import Image as Images
-    from PIL import ImageDraw, ImageFont, ImageOps
+    from PIL import ImageDraw, ImageOps
 
-    font, small = ImageFont.load_default(TEXT), ImageFont.load_default(TEXT - 3)
+    shown = "".join([title, *names, *(pictures[mistake.place].name for mistake in mistakes)])
+    font, small = font_for(TEXT, shown), font_for(TEXT - 3, shown)
     columns, rows = min(_COLUMNS, len(mistakes)), -(-len(mistakes) // _COLUMNS)
     head, foot = TEXT + 2 * MARGIN, 3 * TEXT + MARGIN
     width = max(columns * (_CELL + MARGIN) + MARGIN, int(font.getlength(title)) + 2 * MARGIN)

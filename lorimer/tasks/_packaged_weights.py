@@ -35,10 +35,11 @@ def packaged(name: str) -> Path:
     return Path(found.origin).parent / place
 
 
-def made_once(file: Path, make: Callable[[Path], None]) -> Path:
-    """The folder in the cache that `make` fills from this state of `file`."""
+def made_once(file: Path, made_by: str, make: Callable[[Path], None]) -> Path:
+    """The folder in the cache that `make` fills from this state of `file`; `made_by` names that conversion
+    and its version, so that a mended one converts anew."""
     stat = file.stat()
-    facts = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    facts = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {made_by}"
     folder = default_cache_folder() / "models" / hashlib.sha256(facts.encode()).hexdigest()[:32]
     if folder.is_dir():
         return folder

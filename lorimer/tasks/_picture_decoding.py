@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,12 @@ from lorimer.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# What Pillow's readers raise when a file's own numbers and tags are wrong.
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, AttributeError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def decode(data: bytes, name: str) -> Image:
         raise DataError(f"{name}: is too large ({error}); make it smaller") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: is broken or no picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _BROKEN as error:
         raise DataError(f"{name}: is broken or no picture ({error})") from error
 
 

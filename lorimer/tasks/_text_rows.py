@@ -15,7 +15,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -39,11 +39,13 @@ _SHOWN = 3  # how many reasons of one file are told
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows, where they are from without a path, and lines that say what was skipped and why."""
+    """Rows, where they are from without a path, lines that say what was skipped and why, and the columns that
+    are known to hold names of classes."""
 
     rows: Sequence[Row]
     source: str
     skipped: tuple[str, ...] = ()
+    classes: Collection[str] = ()
 
 
 def read_rows(
@@ -140,7 +142,7 @@ def _of_labels(folder: Path, labels: Sequence[Path], limit: int | None) -> Rows:
         skipped.append(f"{folder.name}: {len(others)} without .txt left alone: {', '.join(others[:_SHOWN])}")
     if not rows:
         raise DataError(f"{folder}: all its texts are empty")
-    return Rows(rows, folder.name, tuple(skipped))
+    return Rows(rows, folder.name, tuple(skipped), ("label",))
 
 
 def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Rows:
@@ -161,7 +163,7 @@ def _of_hub(name: str, split: str, subset: str | None, limit: int | None) -> Row
         for column, feature in (getattr(found, "features", None) or {}).items()
         if isinstance(getattr(feature, "names", None), list)
     }  # labels, which stand there as numbers
-    return Rows(_Named(rows, named) if named else rows, name)
+    return Rows(_Named(rows, named) if named else rows, name, classes=tuple(named))
 
 
 def _undecoded(found: Any) -> Any:

@@ -26,7 +26,13 @@ from lorimer.tasks._class_table import class_table
 from lorimer.tasks._classifier import spared_in
 from lorimer.tasks._confusion import draw_confusion
 from lorimer.tasks._fixed_examples import FixedExamples, behind, recorded_rows, stacked_states
-from lorimer.tasks._held_out_pictures import by_folds, by_fraction, told_clusters, without_held_out
+from lorimer.tasks._held_out_pictures import (
+    by_folds,
+    by_fraction,
+    told_clusters,
+    told_unlearned,
+    without_held_out,
+)
 from lorimer.tasks._image_augmentation import Augmentation, augmented
 from lorimer.tasks._image_models import ImageModel, load_image_model, logits_of, shown_image_model
 from lorimer.tasks._image_preparation import Preparation
@@ -141,6 +147,7 @@ class ImageClassification(Task):
         pictures, told = checked(self._found, self.labels)
         self._told += told
         pictures, held_out = self._sides(pictures)
+        self._told += told_unlearned(pictures, self.labels)
         if held_out:
             self._told.append(f"{len(pictures):,} to learn from, {len(held_out):,} held out")
             self.held_out = Examples(held_out, self._loaded.preparation)
@@ -160,11 +167,9 @@ class ImageClassification(Task):
                 self._told += told_clusters(pictures, alike)
             if held.fraction is not None:
                 return by_fraction(pictures, alike, held.fraction, seed)
-            return by_folds(pictures, alike, held.folds, held.fold, seed)
-        place, split = held.path, held.split
+            return by_folds(pictures, alike, held.folds, held.fold or 0, seed)
+        place, split = self._held_out_place()
         if place is None:
-            place, split = data.path, held_out_split(data.path)
-        if split is None:
             return pictures, []
         found = find_pictures(place, split, replace(self._columns, limit=None))
         held_out, told = checked(found, self.labels)
@@ -173,6 +178,15 @@ class ImageClassification(Task):
             pictures, told = without_held_out(pictures, held_out)
             self._told += told
         return pictures, held_out
+
+    def _held_out_place(self) -> tuple[str | None, str | None]:
+        """(where pictures are that are held out, which part of that), None where there are none."""
+        data, held = self.recipe.data, self.recipe.data.validation
+        if held.path is None:
+            split = held.split or held_out_split(data.path, data.split)
+            return data.path if split else None, split
+        folder = Path(held.path).expanduser().is_dir()
+        return held.path, held.split or held_out_split(held.path) or (None if folder else "test")
 
     def collate(self, examples: Sequence[Any]) -> Any:
         return {

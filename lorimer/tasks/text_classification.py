@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from lorimer.errors import RecipeError
 from lorimer.tasks._base import Section, Task
 from lorimer.tasks._classified_texts import Text, as_texts
-from lorimer.tasks._classifier import heads_of, load_with_head, spared_in
+from lorimer.tasks._classifier import MAY_LACK, heads_of, load_with_head, spared_in
 from lorimer.tasks._confusion import draw_confusion
 from lorimer.tasks._fixed_examples import FixedExamples, behind
 from lorimer.tasks._held_out import split
@@ -160,7 +160,7 @@ class TextClassification(Task):
 
     def full(self, model: nn.Module) -> Mapping[str, Sequence[int] | None]:
         """The head, and modules whose weights are new."""
-        return dict.fromkeys(heads_of(model, self._new))
+        return dict.fromkeys(heads_of(model, self._new, MAY_LACK))
 
     def spared(self, model: nn.Module) -> Sequence[str]:
         """What is trained in full."""

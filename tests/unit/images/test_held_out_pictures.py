@@ -11,8 +11,14 @@ from PIL import Image, ImageEnhance
 
 from lorimer.errors import DataError
 from lorimer.tasks._checked_pictures import LabelledPicture
-from lorimer.tasks._held_out_pictures import by_folds, by_fraction, told_clusters, without_held_out
-from lorimer.tasks._labels import Label
+from lorimer.tasks._held_out_pictures import (
+    by_folds,
+    by_fraction,
+    told_clusters,
+    told_unlearned,
+    without_held_out,
+)
+from lorimer.tasks._labels import Label, Labels
 from lorimer.tasks._picture_decoding import Stored
 from lorimer.tasks._picture_duplicates import clusters, likeness
 from tests.tiny_images import picture
@@ -101,3 +107,37 @@ def test_a_thousand_equal_pictures_are_one_cluster() -> None:
     assert len(together([one] * 1000)) == 1
     with pytest.raises(DataError, match="would be held out"):
         by_fraction([one] * 10, together([one] * 10), 0.3, 0)
+
+
+def copies(seed: int, count: int, label: Label) -> list[LabelledPicture]:
+    """So many that are all alike."""
+    return [labelled(picture(seed), label, f"{seed} {number}") for number in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_label_is_learned_whatever_is_alike(seed: int) -> None:
+    lumped = [*copies(0, 40, 0), *(labelled(picture(each), 1, str(each)) for each in range(1, 31))]
+    training, held_out = by_fraction(lumped, together(lumped), 0.2, seed)
+    assert counted(training)[0] == 40 and counted(held_out) in ({1: 6}, {1: 7})
+    rare = many(12, 1, 10)
+    training, held_out = by_fraction(rare, together(rare), 0.2, seed)
+    assert counted(training)[1] == 1 and len(held_out) == 5
+
+
+def test_folds_have_their_share_of_every_label_beside_a_large_cluster() -> None:
+    pictures = [*copies(0, 20, 0), *(labelled(picture(each), 1, str(each)) for each in range(1, 21))]
+    for fold in range(5):
+        assert counted(by_folds(pictures, together(pictures), 5, fold, 0)[1])[1] == 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sets_of_labels_that_are_there_once_are_held_out_too(seed: int) -> None:
+    pictures = [labelled(picture(each), (each, each + 1)) for each in range(10)]
+    assert len(by_fraction(pictures, together(pictures), 0.3, seed)[1]) == 3
+
+
+def test_labels_that_cannot_be_learned_are_warned_of() -> None:
+    labels = Labels("single", ("a", "b", "c"))
+    assert told_unlearned(many(2, 1), labels) == ["warning: labels without a picture to learn from: 1 (c)"]
+    assert told_unlearned(many(1, 1, 1), labels) == []
+    assert told_unlearned([labelled(picture(0), (0, 2))], Labels("multi", ("a", "b", "c")))[0].endswith("(b)")

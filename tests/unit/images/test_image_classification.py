@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import nn
 
 import lorimer
 from lorimer.errors import DataError, MissingDependencyError, RecipeError
+from lorimer.tasks._classifier import heads_of
 from lorimer.tasks._confusion import draw_confusion
+from lorimer.tasks._fonts import font_for
 from lorimer.tasks._image_classifier import ImageClassifier
-from lorimer.tasks._image_models import load_image_model, shown_image_model
+from lorimer.tasks._image_models import _MAY_LACK, load_image_model, shown_image_model
 from lorimer.tasks._image_preparation import Asked
 from lorimer.tasks._label_losses import losses
 from lorimer.tasks._mistakes import worst_mistakes
@@ -272,6 +275,7 @@ def test_folds_are_chosen_by_the_recipe(tmp_path: Path) -> None:
             "one of fraction, path and folds",
         ),
         ({"data": {"path": "p", "validation": {"folds": 5, "fold": 5}}}, "fold 5 is none of 5"),
+        ({"data": {"path": "p", "validation": {"fold": 3}}}, "fold 3 of how many"),
         ({"model": {"path": "x"}}, "needs efficientnet-lite0, a folder or a hub name"),
         ({"model": "no.such.module:network"}, r"no\.such\.module cannot be imported"),
         ({"model": f"{__name__}:netwrok"}, "Did you mean 'network'"),
@@ -300,3 +304,95 @@ def test_broken_pictures_stop_before_training(tmp_path: Path) -> None:
     (tmp_path / "p" / "red" / "1.png").write_bytes(b"x")
     with pytest.raises(DataError, match=r"red/1\.png: is broken"):
         build(recipe(tmp_path, data={"path": str(tmp_path / "p"), "size": 32}))
+
+
+def unseeded(labels: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, labels))
+
+
+def with_a_gate(labels: int) -> nn.Module:
+    torch.manual_seed(0)
+    layers = {"flatten": nn.Flatten(), "head": nn.Linear(12, labels), "gate": nn.Linear(labels, labels)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+def two_alike(labels: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, labels), nn.Linear(labels, labels))
+
+
+def a_tuple(labels: int) -> nn.Module:
+    torch.manual_seed(0)
+
+    class Pair(nn.Linear):
+        def forward(self, input: Any) -> Any:
+            return super().forward(input.flatten(1)), 0
+
+    return nn.Sequential(Pair(12, labels))
+
+
+def test_the_head_of_a_function_is_known_by_its_name() -> None:
+    found = load_image_model(f"{__name__}:with_a_gate", ("a", "b"), Asked(2))
+    assert found.heads == ("head",) and found.new == ("head.weight", "head.bias")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("unseeded", "gives other weights each time"),
+        ("two_alike", "2 layers of 2 outputs"),
+        ("a_tuple", "gives a tuple for one picture"),
+    ],
+)
+def test_functions_that_do_not_fit_are_refused(function: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_image_model(f"{__name__}:{function}", ("a", "b"), Asked(2))
+
+
+def test_a_size_that_a_model_cannot_take_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot take pictures of 64 x 64 px"):
+        load_image_model(str(save_tiny_vit(tmp_path)), ("a", "b"), Asked(64))
+
+
+def test_a_head_for_as_many_other_labels_is_new(tmp_path: Path) -> None:
+    from transformers import ViTForImageClassification
+
+    name = str(save_tiny_vit(tmp_path, num_labels=2, id2label={0: "a", 1: "b"}))
+    kept = ViTForImageClassification.from_pretrained(name).classifier.weight
+    own, other = (load_image_model(name, labels, Asked()) for labels in (("a", "b"), ("c", "d")))
+    assert own.new == () and torch.equal(own.model.get_parameter("classifier.weight"), kept)
+    assert other.new == ("classifier.bias", "classifier.weight")
+    assert not torch.equal(other.model.get_parameter("classifier.weight"), kept)
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Siglip", "MetaClip2", "HGNetV2", "PPLCNet", "SwiftFormer"])
+def test_a_head_is_a_small_part_of_a_classifier(family: str) -> None:
+    import transformers
+
+    kind = getattr(transformers, f"{family}ForImageClassification")
+    with torch.device("meta"):
+        model = kind(kind.config_class())
+    heads = heads_of(model, (), _MAY_LACK)
+    own = sum(each.numel() for path in heads for each in model.get_submodule(path).parameters())
+    assert 0 < own < 0.2 * sum(each.numel() for each in model.parameters())
+
+
+@pytest.mark.parametrize(("split", "count"), [(None, 2), ("test", 4)])
+def test_a_part_of_the_same_folder_is_held_out(split: str | None, count: int, tmp_path: Path) -> None:
+    for part, each in (("train", 3), ("val", 1), ("test", 2)):
+        save_pictures(tmp_path / "p" / part, each)
+    data = {
+        "path": str(tmp_path / "p"), "size": 32, "duplicates": "ignore", "validation": {"split": split},
+    }  # fmt: skip
+    setup: Any = build(recipe(tmp_path, data=data))
+    assert len(setup.task.held_out) == count
+    data["validation"] = {"path": str(tmp_path / "p" / "test")}
+    setup = build(recipe(tmp_path, data=data))
+    assert len(setup.task.held_out) == 4
+
+
+def test_drawings_use_a_font_that_has_the_letters() -> None:
+    shown = font_for(16, "кошка")
+    if shown.getname() == font_for(16, "cat").getname():  # type: ignore[union-attr]
+        pytest.skip("no font with Cyrillic letters is installed")
+    drawn = {bytes(shown.getmask(letter)) for letter in "кошка"}
+    assert len(drawn) == 4

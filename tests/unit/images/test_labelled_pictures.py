@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from lorimer.tasks._checked_pictures import LabelledPicture, checked
 from lorimer.tasks._idx_files import read_idx
 from lorimer.tasks._labelled_pictures import Columns, find_pictures, held_out_split
 from lorimer.tasks._labels import find_labels
+from lorimer.tasks._picture_decoding import decode
+from lorimer.tasks._text_rows import Rows
 from tests.tiny_images import picture, save_pictures
 
 
@@ -69,7 +73,9 @@ def test_parts_of_a_dataset_are_not_labels(tmp_path: Path) -> None:
     save_pictures(tmp_path / "Val", 2)
     assert len(read(tmp_path)[0]) == 6 and held_out_split(str(tmp_path)) == "validation"
     assert len(read(tmp_path, "validation")[0]) == 4
-    (tmp_path / "bus").mkdir()  # now train is a label beside bus
+    (tmp_path / "bus").mkdir()
+    assert held_out_split(str(tmp_path)) == "validation"
+    picture(0).save(tmp_path / "bus" / "0.png")  # now train is a label beside bus
     assert held_out_split(str(tmp_path)) is None
 
 
@@ -212,3 +218,91 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
         table = csv.DictWriter(opened, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
+
+
+def test_what_lies_beside_parts_without_pictures_is_no_part(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "train", 2)
+    save_pictures(tmp_path / "test", 1)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    picture(0).save(tmp_path / "__MACOSX" / "0.png")
+    assert read(tmp_path)[2] == ("blue", "red") and held_out_split(str(tmp_path)) == "test"
+    assert held_out_split(str(tmp_path), "test") is None
+
+
+def test_a_part_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "train", 2)
+    save_pictures(tmp_path / "val", 2)
+    with pytest.raises(DataError, match="has no part 'tset'; it has train, val"):
+        read(tmp_path, "tset")
+    with pytest.raises(DataError, match="has no part 'test'; it is in one piece"):
+        read(tmp_path / "val", "test")
+
+
+def test_names_of_folders_and_classes_are_labels_however_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    for number in range(201):
+        (tmp_path / f"{number}.5").mkdir()
+        Image.new("L", (1, 1)).save(tmp_path / f"{number}.5" / "a.png")
+    found = find_pictures(str(tmp_path), None, Columns())
+    assert len(find_labels(found.labels("label"), "label", None, ()).names) == 201
+    features = {"image": datasets.Value("binary"), "label": datasets.ClassLabel(num_classes=201)}
+    rows = {"image": [b"x"] * 201, "label": list(range(201))}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+    found = find_pictures("someone/many", None, Columns())
+    assert len(find_labels(found.labels("label"), "label", None, ()).names) == 201
+
+
+def test_columns_may_begin_below_the_first_row(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(number).save(tmp_path / f"{number}.png")
+    write(tmp_path / "t.jsonl", [{"image": "0.png"}, *({"image": f"{n}.png", "label": n} for n in (1, 2))])
+    pictures, told, labels = read(tmp_path / "t.jsonl")
+    assert labels == ("1", "2") and len(pictures) == 2 and "1 skipped" in told[0]
+    write(tmp_path / "t.jsonl", [{"image": f"{number}.png", "label": ""} for number in range(3)])
+    with pytest.raises(DataError, match="'label' is empty in every row"):
+        read(tmp_path / "t.jsonl")
+
+
+def test_only_numbers_are_in_the_order_of_numbers() -> None:
+    def names(*values: Any) -> tuple[str, ...]:
+        return find_labels(Rows([{"label": each} for each in values], "x"), "label", None, ()).names
+
+    assert names("nan", "10", "9", "inf", "b") == ("9", "10", "b", "inf", "nan")
+    assert names("2", "nan", "1") == ("1", "2", "nan")
+    assert names("0.5", "nan", "1") == ()  # numbers, one of them missing
+
+
+def test_a_link_to_a_picture_elsewhere_is_a_picture_of_the_folder(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "a.png")
+    write(tmp_path / "in" / "t.jsonl", [{"path": "b.png", "label": label} for label in "xy"])
+    assert len(read(tmp_path / "in" / "t.jsonl")[0]) == 2
+
+
+def test_broken_tags_of_a_tiff_are_a_broken_picture() -> None:
+    written = io.BytesIO()
+    picture(0).save(written, "TIFF", compression="tiff_lzw")
+    whole = written.getvalue()
+    directory = struct.unpack("<I", whole[4:8])[0]
+    for place in range(directory, len(whole)):
+        for value in (0, 255):
+            broken = whole[:place] + bytes([value]) + whole[place + 1 :]
+            with contextlib.suppress(DataError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                decode(broken, "x.tif")
+
+
+def test_idx_files_must_hold_pictures(tmp_path: Path) -> None:
+    save_idx(tmp_path, "train", np.zeros((0, 5, 7), np.uint8), [])
+    with pytest.raises(DataError, match="holds no pictures"):
+        read(tmp_path)
+    save_pictures(tmp_path / "folders" / "train-images-idx3-ubyte", 1)
+    assert read(tmp_path / "folders" / "train-images-idx3-ubyte")[2] == ("blue", "red")
+    with pytest.raises(DataError, match="every row has the label"):
+        read(tmp_path / "folders")

@@ -102,3 +102,10 @@ def test_an_adapter_of_another_kind_is_none(tmp_path: Path) -> None:
     file = lorimer.save(adapter, tmp_path / "x.safetensors", format="lorimer")
     wrong = call(file, tmp_path)[1]
     assert isinstance(wrong, UsageError) and "is no adapter of text-classification or image" in str(wrong)
+
+
+def test_a_picture_that_is_given_twice_is_answered_twice(run: Path, tmp_path: Path) -> None:
+    save_pictures(tmp_path, 1)
+    one = tmp_path / "red" / "0.png"
+    told = answers(run, one, one)
+    assert len(told) == 2 and told[0] == told[1]

@@ -112,3 +112,29 @@ def test_random_parts_lie_within_and_are_as_large_as_asked(size: tuple[int, int]
         assert 0.75 - 1e-6 <= ratio <= 4 / 3 + 1e-6
         if max(size) < 3 * min(size):
             assert (right - left) * (bottom - top) >= 0.3 * size[0] * size[1] - 1e-6
+
+
+@pytest.mark.parametrize("size", [(900, 40), (40, 900)])
+def test_a_strip_is_cut_before_it_is_enlarged(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which shows the same as to cut afterwards."""
+    strip, cut = picture(3).resize(size), Geometry(24, 24, "crop", 0.9)
+    seen = np.asarray(cut(strip), dtype=float)
+    monkeypatch.setattr("lorimer.tasks._image_preparation._LONG", 1000)
+    assert np.abs(seen - np.asarray(cut(strip), dtype=float)).max() <= 2
+    monkeypatch.undo()
+    assert Geometry(224, 224)(Image.new("RGB", (1, 60000))).size == (224, 224)
+
+
+def test_a_processor_that_cuts_nothing_leaves_a_square_of_the_shorter_side() -> None:
+    processor = BitImageProcessor(size={"shortest_edge": 24}, do_center_crop=False, resample=0)
+    preparation = of_processor(processor, Asked(), "x")
+    assert preparation.geometry == Geometry(24, 24, "crop", 1.0, 0)
+    assert preparation(wide()).shape == preparation(wide().rotate(90, expand=True)).shape == (3, 24, 24)
+
+
+def test_parts_of_a_padded_picture_are_parts_of_all_of_it() -> None:
+    preparation = plain(Asked(24, "pad"), mean=(0.0,) * 3, std=(1.0,) * 3)
+    torch.manual_seed(0)
+    seen = augmented(Image.new("RGB", (60, 20)), Augmentation(crop=1.0), preparation)
+    wanted = preparation(Image.new("RGB", (60, 20)))
+    assert (seen - wanted).abs().mean() < 0.1 and seen[:, 0].min() == 1.0
