@@ -67,10 +67,12 @@ class NanoDetDetector(Detector):
         blue_first = torch.from_numpy(np.asarray(square, dtype=np.float32)[..., ::-1].copy())
         mean, std = blue_first.new_tensor(self.config.mean), blue_first.new_tensor(self.config.std)
         pixels = ((blue_first - mean) / std).permute(2, 0, 1).contiguous()
-        return Prepared(pixels, (width / picture.width, height / picture.height), (left, top))
+        return Prepared(pixels, (width / picture.width, height / picture.height), (width, height), (left, top))
 
-    def loss(self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth]) -> Tensor:
-        """QFL + 2 · GIoU + 1/4 · DFL, see `detection_loss`."""
+    def loss(
+        self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth], windows: Tensor | None = None
+    ) -> Tensor:
+        """QFL + 2 · GIoU + 1/4 · DFL, see `detection_loss`. It sees padding like a picture."""
         logits, distances = model(pixels)
         columns = {place: column for column, place in enumerate(self.learned)}
         told = [
@@ -81,7 +83,14 @@ class NanoDetDetector(Detector):
         return detection_loss(learned, distances.float(), *_points(pixels), told)
 
     @torch.no_grad()
-    def find(self, model: nn.Module, pixels: Tensor, least: float = 0.05, most: int = 100) -> list[Found]:
+    def find(
+        self,
+        model: nn.Module,
+        pixels: Tensor,
+        least: float = 0.05,
+        most: int = 100,
+        windows: Tensor | None = None,
+    ) -> list[Found]:
         """What is in each picture, after suppression among boxes of one class; on the CPU."""
         logits, distances = model(pixels)
         height, width = pixels.shape[-2:]

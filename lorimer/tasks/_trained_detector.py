@@ -13,6 +13,7 @@ from torch import nn
 
 import lorimer
 from lorimer.errors import FileFormatError
+from lorimer.tasks._box_maths import clip
 from lorimer.tasks._detector import Detector, Found
 from lorimer.tasks._detectors import fill_new, load_detector
 
@@ -62,14 +63,20 @@ class TrainedDetector:
     def predict(
         self, pictures: Sequence[Image], least: float = 0.3, most: int = 100, batch_size: int = 8
     ) -> list[Found]:
-        """What is in each upright RGB picture, in that picture's own pixels."""
+        """What is in each upright RGB picture, in that picture's own pixels and cut to it."""
         device = next(self.model.parameters()).device
         found: list[Found] = []
         for begin in range(0, len(pictures), batch_size):
-            prepared = [self.detector.prepare(each) for each in pictures[begin : begin + batch_size]]
-            pixels = torch.stack([each.pixels for each in prepared]).to(device)
-            for seen, each in zip(prepared, self.detector.find(self.model, pixels, least, most), strict=True):
-                found.append(Found(seen.back(each.boxes.cpu()), each.scores.cpu(), each.labels.cpu()))
+            part = pictures[begin : begin + batch_size]
+            prepared = [self.detector.prepare(each) for each in part]
+            pixels, windows = (
+                torch.stack(each).to(device)
+                for each in zip(*((seen.pixels, seen.window) for seen in prepared), strict=True)
+            )
+            told = self.detector.find(self.model, pixels, least, most, windows)
+            for picture, seen, each in zip(part, prepared, told, strict=True):
+                boxes = clip(seen.back(each.boxes.cpu()), *picture.size)
+                found.append(Found(boxes, each.scores.cpu(), each.labels.cpu()))
         return found
 
 

@@ -21,6 +21,7 @@ from lorimer.tasks._base import Section, Task
 from lorimer.tasks._box_check import BoxSet, checked, class_names
 from lorimer.tasks._box_drawing import Marks, comparison
 from lorimer.tasks._box_examples import BoxExamples
+from lorimer.tasks._box_maths import clip_to
 from lorimer.tasks._box_pictures import BoxPicture
 from lorimer.tasks._box_scores import MOST, Scores, average_precision
 from lorimer.tasks._box_split import hold_out, missing_classes, without_held_out
@@ -136,6 +137,7 @@ class ObjectDetection(Task):
     def collate(self, examples: Sequence[Any]) -> Any:
         return {
             "pixels": torch.stack([each["pixels"] for each in examples]),
+            "windows": torch.stack([each["window"] for each in examples]),
             "boxes": [each["boxes"] for each in examples],
             "labels": [each["labels"] for each in examples],
             **stacked_states(examples),
@@ -143,7 +145,7 @@ class ObjectDetection(Task):
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         with self._behind_prefix(batch):
-            return self.detector.loss(model, batch["pixels"], _truths(batch))
+            return self.detector.loss(model, batch["pixels"], _truths(batch), batch["windows"])
 
     def record(self, model: nn.Module, batch: Any) -> list[tuple[Tensor, ...]]:
         return recorded_rows(self.prefix, lambda: self.loss(model, batch))
@@ -168,7 +170,8 @@ class ObjectDetection(Task):
     def _judged(
         self, model: nn.Module, examples: BoxExamples, with_loss: bool = False
     ) -> tuple[list[float], list[Truth], list[Found]]:
-        """(the loss of each batch times its pictures, what is there, what was found), on the CPU."""
+        """(the loss of each batch times its pictures, what is there, what was found and cut to its picture),
+        on the CPU."""
         losses: list[float] = []
         truths: list[Truth] = []
         found: list[Found] = []
@@ -178,8 +181,11 @@ class ObjectDetection(Task):
                 losses.append(self.loss(model, batch).item() * len(there))
             truths += [Truth(each.boxes.cpu(), each.labels.cpu()) for each in there]
             with self._behind_prefix(batch):
-                each_found = self.detector.find(model, batch["pixels"], _LEAST, MOST)
-            found += [Found(each.boxes.cpu(), each.scores.cpu(), each.labels.cpu()) for each in each_found]
+                each_found = self.detector.find(model, batch["pixels"], _LEAST, MOST, batch["windows"])
+            found += [
+                Found(clip_to(each.boxes.cpu(), window), each.scores.cpu(), each.labels.cpu())
+                for each, window in zip(each_found, batch["windows"].cpu(), strict=True)
+            ]
         return losses, truths, found
 
     def _batches(self, model: nn.Module, examples: BoxExamples) -> Iterator[Any]:
