@@ -121,8 +121,8 @@ class Detector(ABC):
         most: int = 100,
         windows: Tensor | None = None,
     ) -> list[Found]:
-        """What is in each picture of a batch: no more than `most` boxes, none less sure than `least`. Boxes may
-        reach into padding. `windows` as for `loss`."""
+        """What is in each picture of a batch: no more than `most` boxes, none less sure than `least`. They
+        may reach into padding. `windows` as for `loss`."""
 
     def metadata(self) -> dict[str, str]:
         """Facts for the adapter's file that loading needs beside names."""

@@ -67,7 +67,8 @@ class NanoDetDetector(Detector):
         blue_first = torch.from_numpy(np.asarray(square, dtype=np.float32)[..., ::-1].copy())
         mean, std = blue_first.new_tensor(self.config.mean), blue_first.new_tensor(self.config.std)
         pixels = ((blue_first - mean) / std).permute(2, 0, 1).contiguous()
-        return Prepared(pixels, (width / picture.width, height / picture.height), (width, height), (left, top))
+        scale = (width / picture.width, height / picture.height)
+        return Prepared(pixels, scale, (width, height), (left, top))
 
     def loss(
         self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth], windows: Tensor | None = None

@@ -55,6 +55,7 @@ class TrainedDetector:
             raise FileFormatError(f"{adapter}: is not the adapter of a detector: it names no classes")
         classes, keep = _classes(facts, adapter)
         detector = load_detector(base, classes, keep, dtype).restored(facts)
+        _require_head(facts, detector.names, base)
         fill_new(detector.network, detector.new, state)
         lorimer.load(detector.network, adapter).strength = strength
         detector.network.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
@@ -78,6 +79,16 @@ class TrainedDetector:
                 boxes = clip(seen.back(each.boxes.cpu()), *picture.size)
                 found.append(Found(boxes, each.scores.cpu(), each.labels.cpu()))
         return found
+
+
+def _require_head(facts: Mapping[str, str], names: Sequence[str], base: str) -> None:
+    """Refuse a base whose classes are others than those of the base that was adapted: rows would be others.
+    Files that do not tell are trusted."""
+    told = facts.get("head")
+    if told is not None and told != json.dumps(names, ensure_ascii=False):
+        raise FileFormatError(
+            f"{base}: is not the base of this adapter, whose head then has the classes {told[:200]}"
+        )
 
 
 def _classes(facts: Mapping[str, str], adapter: Path) -> tuple[list[str], bool]:

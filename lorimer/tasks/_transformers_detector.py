@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lorimer.errors import FileFormatError, MissingDependencyError
+from lorimer.errors import FileFormatError, MissingDependencyError, UsageError
 from lorimer.tasks._box_maths import clip
 from lorimer.tasks._detector import Detector, Found, Prepared, Truth
 from lorimer.tasks._detector_head import new_classes, resize_head
@@ -76,7 +76,7 @@ class TransformersDetector(Detector):
     def fit_to(self, sizes: Sequence[tuple[int, int]], longest: int | None = None) -> None:
         if self.stretches:
             if longest is not None:
-                self.canvas = (longest, longest)
+                self.canvas = (_in_strides(longest, self.network.config), longest)
             return
         scaled = [_scaled(size, self.processor.size, longest) for size in set(sizes)]
         height, width = (max(size[side] for size in scaled) for side in (0, 1))
@@ -226,6 +226,14 @@ def _scaled(size: tuple[int, int], rule: Any, longest: int | None) -> Size:
     else:
         factor = min(rule.shortest_edge / short, (rule.longest_edge or float("inf")) / long)
     return round(height * factor), round(width * factor)
+
+
+def _in_strides(side: int, config: Any) -> int:
+    """The side of a canvas whose features a network joins across scales, as RT-DETR does, must fit all."""
+    stride = max(getattr(config, "feat_strides", None) or (1,))
+    if side % stride:
+        raise UsageError(f"this detector sees pictures in multiples of {stride} pixels, not in {side}")
+    return side
 
 
 def _whole(side: int) -> int:

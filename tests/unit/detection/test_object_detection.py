@@ -72,7 +72,9 @@ def test_the_adapters_file_gives_the_same_boxes(kind: str, keep: bool, tmp_path:
             setup.model, prepared.pixels[None], 0.0, windows=prepared.window[None]
         )
         torch.testing.assert_close(found.scores, wanted_one.scores, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(found.boxes, clip(prepared.back(wanted_one.boxes), *picture.size), atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close(
+            found.boxes, clip(prepared.back(wanted_one.boxes), *picture.size), atol=1e-2, rtol=1e-4
+        )
 
 
 def test_at_strength_0_a_detector_that_keeps_classes_finds_them_as_its_base_does(tmp_path: Path) -> None:
