@@ -27,6 +27,7 @@ from PIL import Image
 
 from benchmarks.quality import _composites as composites
 from benchmarks.speed import _measure as measure
+from lorimer.tasks._box_maths import clip
 from lorimer.tasks._nanodet import NanoDetDetector, load_nanodet
 from lorimer.tasks._trained_detector import TrainedDetector
 
@@ -85,10 +86,8 @@ def write_known(folder: Path, root: Path, base: NanoDetDetector) -> tuple[Path, 
         images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
         seen = base.prepare(picture)
         (found,) = base.find(base.network, seen.pixels[None], _SURE)
-        limits = torch.tensor([picture.width, picture.height] * 2)
-        for (x0, y0, x1, y1), label in zip(
-            seen.back(found.boxes).clamp(min=0).minimum(limits).tolist(), found.labels.tolist(), strict=True
-        ):
+        boxes = clip(seen.back(found.boxes), *picture.size)
+        for (x0, y0, x1, y1), label in zip(boxes.tolist(), found.labels.tolist(), strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorimer.cli._answers import Answer, Asked
-from lorimer.cli._predict_images import picture_files
+from lorimer.cli._predict_images import opened_pictures, picture_files
 from lorimer.cli._runs import adapter_file
 from lorimer.cli._texts import base_of, run_recipe
 from lorimer.errors import DataError, UsageError
@@ -15,7 +15,6 @@ from lorimer.formats.safe_io import write_json
 from lorimer.tasks._box_drawing import Marks, draw_boxes
 from lorimer.tasks._box_scores import MOST
 from lorimer.tasks._detector import Found
-from lorimer.tasks._picture_decoding import Stored, decode, on_white
 from lorimer.tasks._trained_detector import TrainedDetector
 
 if TYPE_CHECKING:
@@ -34,7 +33,10 @@ def answers(asked: Asked) -> Iterator[Answer]:
     """
     if not asked.inputs or asked.file is not None:
         raise UsageError("say what to look at: pictures, and folders of such")
-    files = [file for given in asked.inputs for file in picture_files(Path(given).expanduser())]
+    if asked.output is not None and asked.output.exists() and not asked.output.is_dir():
+        raise UsageError(f"--output: {asked.output} is a file; name a folder")
+    names = _files(asked.inputs)
+    files = list(names)
     recipe = run_recipe(asked.source, "object-detection")
     base = base_of(asked.source, recipe, asked.model)
     trained = TrainedDetector.load(adapter_file(asked.source), base, asked.strength)
@@ -42,10 +44,10 @@ def answers(asked: Asked) -> Iterator[Answer]:
     written = _Written(trained.names, asked.output)
     broken: list[str] = []
     for begin in range(0, len(files), asked.batch_size):
-        opened = _opened(files[begin : begin + asked.batch_size], broken)
-        found = trained.predict(list(opened.values()), least, MOST, asked.batch_size)
-        for (file, picture), each in zip(opened.items(), found, strict=True):
-            written.take(file, picture, each)
+        opened = opened_pictures(files[begin : begin + asked.batch_size], broken)
+        found = trained.predict([picture for _, picture in opened], least, MOST, asked.batch_size)
+        for (file, picture), each in zip(opened, found, strict=True):
+            written.take(names[file], picture, each)
             yield Answer(str(file), {"picture": str(file), "boxes": _boxes(each, trained.names)})
     written.finish()
     if broken:
@@ -54,15 +56,15 @@ def answers(asked: Asked) -> Iterator[Answer]:
         )
 
 
-def _opened(files: list[Path], broken: list[str]) -> dict[Path, Image]:
-    """The pictures of files; what is wrong with others goes to `broken`."""
-    found = {}
-    for file in files:
-        try:
-            found[file] = on_white(decode(Stored(file).read(str(file)), str(file)))
-        except DataError as error:
-            broken.append(str(error))
-    return found
+def _files(inputs: Sequence[str]) -> dict[Path, str]:
+    """Pictures, and what each is called: its path in the folder that was given, or, where that would be the
+    name of several, the whole path."""
+    found: dict[Path, str] = {}
+    for given in (Path(each).expanduser() for each in inputs):
+        for file in picture_files(given):
+            found[file] = file.name if file == given else file.relative_to(given).as_posix()
+    clash = len(set(found.values())) < len(found)
+    return {file: file.as_posix() for file in found} if clash else found
 
 
 def _boxes(found: Found, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -88,13 +90,13 @@ class _Written:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def take(self, file: Path, picture: Image, found: Found) -> None:
+    def take(self, name: str, picture: Image, found: Found) -> None:
         """Draw what was found in a picture, and keep it for the end."""
         if self.folder is None:
             return
         number = len(self.images) + 1
         size = {"width": picture.width, "height": picture.height}
-        self.images.append({"id": number, "file_name": file.name, **size})
+        self.images.append({"id": number, "file_name": name, **size})
         for label, box in zip(found.labels.tolist(), _boxes(found, self.names), strict=True):
             width, height = box["bbox"][2:]
             self.annotations.append(
@@ -110,7 +112,7 @@ class _Written:
             )
         marks = Marks(found.boxes, found.labels, found.scores)
         # Numbers keep apart pictures from several folders that have one name.
-        draw_boxes(picture, marks, self.names).save(self.folder / f"{number:04d}-{file.stem}.png")
+        draw_boxes(picture, marks, self.names).save(self.folder / f"{number:04d}-{Path(name).stem}.png")
 
     def finish(self) -> None:
         """Write `predictions.json`."""

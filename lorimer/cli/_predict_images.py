@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorimer.cli._answers import Answer, Asked
 from lorimer.cli._runs import adapter_file
@@ -12,6 +13,9 @@ from lorimer.errors import DataError, UsageError
 from lorimer.tasks._image_classifier import ImageClassifier
 from lorimer.tasks._labelled_pictures import pictures_in
 from lorimer.tasks._picture_decoding import Stored, decode, on_white
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def answers(asked: Asked) -> Iterator[Answer]:
@@ -28,12 +32,7 @@ def answers(asked: Asked) -> Iterator[Answer]:
     classifier = ImageClassifier.load(adapter_file(asked.source), base, asked.strength)
     broken: list[str] = []
     for begin in range(0, len(files), asked.batch_size):
-        opened = []
-        for file in files[begin : begin + asked.batch_size]:
-            try:
-                opened.append((file, on_white(decode(Stored(file).read(str(file)), str(file)))))
-            except DataError as error:
-                broken.append(str(error))
+        opened = opened_pictures(files[begin : begin + asked.batch_size], broken)
         if opened:
             told_of_each = classifier.predict([picture for _, picture in opened])
             for (file, _), told in zip(opened, told_of_each, strict=True):
@@ -42,6 +41,17 @@ def answers(asked: Asked) -> Iterator[Answer]:
         raise DataError(
             f"{len(broken)} of {len(files)} pictures cannot be answered\n  " + "\n  ".join(broken)
         )
+
+
+def opened_pictures(files: Sequence[Path], broken: list[str]) -> list[tuple[Path, Image]]:
+    """Files and their pictures; what is wrong with others goes to `broken`."""
+    found = []
+    for file in files:
+        try:
+            found.append((file, on_white(decode(Stored(file).read(str(file)), str(file)))))
+        except DataError as error:
+            broken.append(str(error))
+    return found
 
 
 def picture_files(path: Path) -> list[Path]:

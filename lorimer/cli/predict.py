@@ -57,6 +57,8 @@ def predict(
     task = answering_task(source, _ANSWERS)
     if task != "object-detection" and not (output is None and threshold is None):
         raise UsageError(f"--output and --threshold are for detectors, and {source} is of {task}")
+    if task != "text-classification" and column is not None:
+        raise UsageError(f"--column is for texts, and {source} is of {task}")
     for answer in _ANSWERS[task](asked):
         line = (
             json.dumps(answer.told, ensure_ascii=False)

@@ -7,6 +7,7 @@ named with its file, its place there and the mend.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 from collections import Counter
@@ -46,9 +47,11 @@ class BoxSet:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a look at a picture's bytes tells; `problem` where there is no picture."""
+    """What a look at a picture's bytes tells; `problem` where there is no picture, `turned` where its EXIF
+    data turn it on its side."""
 
     size: tuple[int, int] = (0, 0)
+    turned: bool = False
     digest: bytes = b""
     likeness: Likeness | None = None
     problem: str | None = None
@@ -58,13 +61,15 @@ def class_names(written: WrittenSet, asked: Sequence[str]) -> tuple[str, ...]:
     """The classes in order: as asked, as the set has them, or all labels sorted.
 
     Raises:
-        DataError: there is none, or one is there twice.
+        DataError: there is none, which may be since nothing could be read; or one is there twice.
     """
     labels = {box.label for picture in written.pictures for box in picture.boxes}
     names = tuple(asked or written.names or sorted(labels))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or "" in names:
         raise DataError(f"data.classes: every class needs a name of its own; {(twice or [''])[0]!r} is not")
+    if not names and written.problems:
+        raise DataError(listed("data", written.problems))
     if not names:
         raise DataError("data: no picture has a box, so that there is nothing to learn")
     return names
@@ -92,7 +97,7 @@ def checked(written: WrittenSet, names: Sequence[str], leave_out: bool, layout: 
             broken.append(found.problem or "")
             continue
         if picture.size is not None and picture.size != found.size:
-            broken.append(_other_size(picture, found.size))
+            broken.append(_other_size(picture, found))
             continue
         fitting = _Fitting(written, layout or written.layout, picture, found.size, tuple(names))
         bad += fitting.problems
@@ -114,18 +119,27 @@ def _look(picture: WrittenPicture) -> _Seen:
         decoded = on_white(decode(data, picture.name))
     except DataError as error:
         return _Seen(problem=str(error))
-    return _Seen(decoded.size, hashlib.sha256(data).digest(), likeness(decoded))
+    return _Seen(decoded.size, _is_turned(data), hashlib.sha256(data).digest(), likeness(decoded))
 
 
-def _other_size(picture: WrittenPicture, size: tuple[int, int]) -> str:
+def _is_turned(data: bytes) -> bool:
+    """Whether the EXIF data of a picture exchange its sides."""
+    from PIL import Image as Images
+    from PIL.ExifTags import Base
+
+    with Images.open(io.BytesIO(data)) as opened:
+        return opened.getexif().get(Base.Orientation, 1) in range(5, 9)
+
+
+def _other_size(picture: WrittenPicture, found: _Seen) -> str:
     assert picture.size is not None
-    turned = picture.size == size[::-1]
-    hint = (
-        "its EXIF data turn it; save it upright and draw the boxes on that"
-        if turned
-        else "draw the boxes on the picture as it is"
-    )
-    said, has = ("{} x {}".format(*each) for each in (picture.size, size))
+    swapped = picture.size == found.size[::-1]
+    hint = "draw the boxes on the picture as it is"
+    if swapped and found.turned:
+        hint = "its EXIF data turn it; save it upright and draw the boxes on that"
+    elif swapped:
+        hint = "width and height may be exchanged there"
+    said, has = ("{} x {}".format(*each) for each in (picture.size, found.size))
     return f"{picture.source}: says {said} pixels, and {picture.name} has {has}: {hint}"
 
 

@@ -16,7 +16,8 @@ from lorimer.tasks._picture_decoding import decode, on_white
 
 
 class BoxExamples(FixedExamples):
-    """Prepared pictures: "pixels" (3, height, width), "boxes" (N, 4) in those pixels, "labels" (N,).
+    """Prepared pictures: "pixels" (3, height, width), "window" (4,) of the picture in those pixels, "boxes"
+    (N, 4) in them, "labels" (N,).
 
     Args:
         augment: how pictures are changed at random; None for never.
@@ -37,10 +38,15 @@ class BoxExamples(FixedExamples):
         if self.augment is not None:
             one = augmented(one, self.augment, self._another)
         prepared = self.detector.prepare(one.picture)
-        return {"pixels": prepared.pixels, "boxes": prepared.onto(one.boxes), "labels": one.labels}
+        return {
+            "pixels": prepared.pixels,
+            "window": prepared.window,
+            "boxes": prepared.onto(one.boxes),
+            "labels": one.labels,
+        }
 
     def known_example(self, index: int) -> dict[str, Any]:
-        """Where boxes lie in the prepared picture shows when it is first prepared."""
+        """Where picture and boxes lie in the canvas shows when they are first prepared."""
         if index not in self._known:
             example = self.example(index)
             nothing = torch.full((), torch.nan).expand(example["pixels"].shape)

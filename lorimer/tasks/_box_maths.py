@@ -12,22 +12,14 @@ def areas(boxes: Tensor) -> Tensor:
     return sides[..., 0] * sides[..., 1]
 
 
-def centres(boxes: Tensor) -> Tensor:
-    """(..., 4) -> (..., 2): x, y."""
-    return (boxes[..., :2] + boxes[..., 2:]) / 2.0
-
-
 def clip(boxes: Tensor, width: float, height: float) -> Tensor:
     """Boxes (..., 4) cut to a picture; one wholly beside it keeps no area."""
-    return torch.stack(
-        [
-            boxes[..., 0].clamp(0.0, width),
-            boxes[..., 1].clamp(0.0, height),
-            boxes[..., 2].clamp(0.0, width),
-            boxes[..., 3].clamp(0.0, height),
-        ],
-        dim=-1,
-    )
+    return clip_to(boxes, boxes.new_tensor([0.0, 0.0, width, height]))
+
+
+def clip_to(boxes: Tensor, window: Tensor) -> Tensor:
+    """Boxes (..., 4) cut to a window (4,), itself a box; one wholly beside it keeps no area."""
+    return torch.minimum(torch.maximum(boxes, window[..., [0, 1, 0, 1]]), window[..., [2, 3, 2, 3]])
 
 
 def iou(one: Tensor, other: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lorimer.errors import DataError
 from lorimer.tasks._labelled_pictures import Readable
 
 # How four numbers are a box: x0 y0 x1 y1; x0 y0 width height; or centre and size. In pixels or in shares.
@@ -92,15 +93,38 @@ class BoxPicture:
 
 
 def within(folder: Path, name: str) -> Path | None:
-    """The path of `name` in `folder`; None where it leads out of it."""
-    path = folder / name
-    return path if path.resolve().is_relative_to(folder.resolve()) else None
+    """The path of `name` in `folder`, however it parts folders; None where it leads out of it, or is the name
+    of no file that could be."""
+    path = folder / name.replace("\\", "/")
+    try:
+        inside = path.resolve().relative_to(folder.resolve())
+        path.is_file()
+    except (OSError, ValueError):  # it leads out, is too long, or has a zero byte
+        return None
+    return folder / inside if Path(name).is_absolute() else path
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 text (byte {error.start}); convert it") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def numbers(values: Sequence[Any]) -> tuple[float, ...] | None:
-    """Four numbers; None where they are not, true and false among them."""
+    """Four numbers; None where they are not, true and false among them, or too large for a float."""
     if len(values) != 4 or not all(
         isinstance(each, int | float) and not isinstance(each, bool) for each in values
     ):
         return None
-    return tuple(float(each) for each in values)
+    try:
+        return tuple(float(each) for each in values)
+    except OverflowError:
+        return None

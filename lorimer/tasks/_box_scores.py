@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,11 +44,13 @@ class Scores:
 
     def as_table(self) -> str:
         """Comma-separated, a line for each class that is there."""
-        lines = ["class,boxes,average_precision,average_precision_50"]
+        written = io.StringIO()
+        table = csv.writer(written, lineterminator="\n")
+        table.writerow(("class", "boxes", "average_precision", "average_precision_50"))
         for each in self.classes:
-            name = f'"{each.name}"' if "," in each.name else each.name
-            lines.append(f"{name},{each.boxes},{each.average_precision:.4f},{each.average_precision_50:.4f}")
-        return "\n".join(lines) + "\n"
+            shares = (f"{each.average_precision:.4f}", f"{each.average_precision_50:.4f}")
+            table.writerow((each.name, each.boxes, *shares))
+        return written.getvalue()
 
 
 def average_precision(truths: Sequence[Truth], found: Sequence[Found], names: Sequence[str]) -> Scores:

@@ -1,4 +1,5 @@
-"""Which pictures are held out: never one that is like one to learn from."""
+"""Which pictures are held out: where a share of them is, never one that is like one to learn from. A split
+that somebody made is theirs: pictures of one fixed camera are all alike, and only copies leave it."""
 
 from __future__ import annotations
 
@@ -26,12 +27,17 @@ def hold_out(found: BoxSet, fraction: float, seed: int) -> tuple[Pictures, Pictu
 
 
 def without_held_out(found: BoxSet, held: BoxSet) -> tuple[Pictures, list[str]]:
-    """(to learn from, lines on it): a set without those pictures that are like held-out ones."""
-    index = Likenesses(held.likenesses)
-    alike = {place for place, each in enumerate(found.likenesses) if len(index.like(each))}
-    kept = [each for place, each in enumerate(found.pictures) if place not in alike]
-    told = [f"{len(alike)} pictures are like held-out ones and are not learned from"] if alike else []
-    return kept, told
+    """(to learn from, lines on it): a set without those pictures that are held out, pixel for pixel. Those
+    that are like held-out ones are counted."""
+    index, copies = Likenesses(held.likenesses), {each.digest for each in held.likenesses}
+    pairs = zip(found.pictures, found.likenesses, strict=True)
+    kept = [(picture, each) for picture, each in pairs if each.digest not in copies]
+    told = []
+    if copied := len(found.pictures) - len(kept):
+        told.append(f"{copied} pictures are held out as well and are not learned from")
+    if alike := sum(len(index.like(each)) > 0 for _, each in kept):
+        told.append(f"{alike} pictures to learn from are like held-out ones, which may then be too easy")
+    return [picture for picture, _ in kept], told
 
 
 def missing_classes(pictures: Sequence[BoxPicture], names: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Pictures with boxes from any of the forms they come in, found out by what is there.
 
-Annotations/, or .xml beside pictures                      Pascal VOC
+Annotations/ or annotations/, or .xml beside pictures      Pascal VOC
 data.yaml or classes.txt, images/ and labels/              YOLO
 .json with images, annotations, categories                 COCO
 metadata.jsonl, .parquet or a name on the hub              Hugging Face's `objects`
@@ -14,7 +14,7 @@ from pathlib import Path
 from lorimer.errors import DataError
 from lorimer.tasks._box_pictures import WrittenSet
 from lorimer.tasks._boxes_coco import choose_coco, coco_files, read_coco
-from lorimer.tasks._boxes_objects import objects_file, read_hub, read_metadata
+from lorimer.tasks._boxes_objects import choose_objects, objects_files, read_hub, read_metadata
 from lorimer.tasks._boxes_voc import is_voc, read_voc
 from lorimer.tasks._boxes_yolo import read_yolo, yolo_config
 
@@ -35,7 +35,8 @@ def read_boxes(
     """Pictures and boxes as their files have them, not yet checked.
 
     Args:
-        split: of a set that has several; None is all of Pascal VOC and `train` elsewhere.
+        split: of a set that has several; None is all of Pascal VOC and of a set without splits, and `train`
+            elsewhere.
         subset: a configuration of a dataset on the hub.
         pictures: where the pictures of a COCO file are.
         names: what the ids of categories are called where the data do not say.
@@ -62,7 +63,7 @@ def _of_file(path: Path, split: str | None, pictures: str | None, names: Sequenc
     if path.suffix in (".yaml", ".yml"):
         return read_yolo(path, split)
     if path.suffix in (".jsonl", ".parquet"):
-        return read_metadata(path, names)
+        return read_metadata([path], names)
     raise DataError(f"{path}: no known form of boxes. Known files: {', '.join(_FILES)}")
 
 
@@ -72,8 +73,8 @@ def _of_folder(folder: Path, split: str | None, pictures: str | None, names: Seq
         found["Pascal VOC"] = lambda: read_voc(folder, split)
     if (config := yolo_config(folder)) is not None:
         found["YOLO"] = lambda: read_yolo(config, split)
-    if (table := objects_file(folder, split)) is not None:
-        found["Hugging Face objects"] = lambda: read_metadata(table, names)
+    if tables := objects_files(folder, split):
+        found["Hugging Face objects"] = lambda: read_metadata(choose_objects(folder, tables, split), names)
     elif files := coco_files(folder):
         root = None if pictures is None else Path(pictures).expanduser()
         found["COCO"] = lambda: read_coco(choose_coco(folder, files, split), root)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _HEAD = 4096  # bytes in which one of the parts is named
 def coco_files(folder: Path) -> list[Path]:
     """The JSON files in a folder, or one level below, that look like COCO's."""
     files = [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))]
-    return [file for file in files if _looks_like_coco(file)]
+    return [file for file in files if file.is_file() and _looks_like_coco(file)]
 
 
 def _looks_like_coco(file: Path) -> bool:
@@ -70,8 +70,14 @@ def read_coco(file: Path, pictures: Path | None = None) -> WrittenSet:
         DataError: it is no such file.
     """
     told = _parsed(file)
-    problems: list[str] = []
+    problems = [
+        f"{file.name}: {count} {part} have the id {key!r}; give each its own"
+        for part in ("images", "categories")
+        for key, count in Counter(each["id"] for each in told[part]).items()
+        if count > 1
+    ]
     classes = {each["id"]: str(each["name"]).strip() for each in told["categories"]}
+    names = tuple(dict.fromkeys(classes.values()))
     by_picture, crowds = _boxes(told["annotations"], classes, file.name, problems)
     images = {each["id"]: each for each in told["images"]}
     problems += [
@@ -91,10 +97,10 @@ def read_coco(file: Path, pictures: Path | None = None) -> WrittenSet:
         found.append(
             WrittenPicture(name, Stored(path), tuple(by_picture.get(key, ())), file.name, _size(image))
         )
-    notes = (f"{crowds} annotations of crowds left out",) if crowds else ()
-    return WrittenSet(
-        "COCO", "xywh", tuple(found), tuple(classes.values()), told=notes, problems=tuple(problems)
-    )
+    notes = [f"{crowds} annotations of crowds left out"] if crowds else []
+    if len(names) < len(classes):
+        notes.append(f"{len(classes)} categories have {len(names)} names; those of one name are one class")
+    return WrittenSet("COCO", "xywh", tuple(found), names, told=tuple(notes), problems=tuple(problems))
 
 
 def _parsed(file: Path) -> Mapping[str, Any]:
@@ -130,7 +136,7 @@ def _boxes(
             crowds += 1
         elif values is None:
             problems.append(f"{file}, {place}: bbox must be four numbers: x, y, width, height")
-        elif each.get("category_id") not in classes:
+        elif not isinstance(each.get("category_id"), int | str) or each["category_id"] not in classes:
             problems.append(
                 f"{file}, {place}: there is no category {each.get('category_id')!r}; add it to categories"
             )
@@ -154,5 +160,5 @@ def _root(file: Path, images: list[dict[str, Any]]) -> Path:
     split = re.sub(r"^(instances|annotations|person_keypoints)_", "", file.stem)
     around = [base / part for base in (file.parent, file.parent.parent) for part in ("", "images", split)]
     around += [base / "images" / split for base in (file.parent, file.parent.parent)]
-    name = str(images[0]["file_name"])
-    return next((place for place in around if (place / name).is_file()), file.parent)
+    tried = ((place, within(place, str(images[0]["file_name"]))) for place in around)
+    return next((place for place, path in tried if path is not None and path.is_file()), file.parent)

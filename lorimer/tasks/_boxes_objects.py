@@ -1,18 +1,20 @@
 """Boxes in the form of Hugging Face's datasets: rows with a picture and `objects: {bbox, category}`.
 
     metadata.jsonl            {"file_name": "a.jpg", "objects": {"bbox": [[x, y, w, h]], "category": [0]}}
-    x.parquet, a hub name     columns `image` and `objects`; categories are ids or names
+    x.parquet, a hub name     columns `image` and `objects`; categories are ids or names; a split may be in
+                              several files, such as train-00000-of-00002.parquet
 
 A dataset on the hub may say what its ids are called; elsewhere `data.classes` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorimer.errors import DataError, MissingDependencyError
+from lorimer.errors import DataError, MissingDependencyError, suggest
 from lorimer.tasks._box_pictures import WrittenBox, WrittenPicture, WrittenSet, numbers, within
 from lorimer.tasks._labelled_pictures import InRow, Readable
 from lorimer.tasks._picture_decoding import Stored
@@ -22,36 +24,66 @@ _BOXES = ("bbox", "bboxes", "boxes")
 _CLASSES = ("category", "categories", "label", "labels", "category_id", "class")
 
 
-def objects_file(folder: Path, split: str | None) -> Path | None:
-    """The metadata or table of a folder."""
+def objects_files(folder: Path, split: str | None) -> list[Path]:
+    """The metadata, or else the tables, of a folder, whatever split they are of."""
     for place in (folder / (split or "train"), folder / "data", folder):
-        files = [place / "metadata.jsonl", *sorted(place.glob("*.parquet"))]
-        files = [file for file in files if file.is_file()]
-        named = [file for file in files if (split or "train") in file.stem]
-        if files:
-            return (named or files)[0]
-    return None
+        for files in ([place / "metadata.jsonl"], sorted(place.glob("*.parquet"))):
+            if found := [file for file in files if file.is_file()]:
+                return found
+    return []
 
 
-def read_metadata(file: Path, names: Sequence[str]) -> WrittenSet:
-    """The pictures that rows in a file name, or hold."""
+def choose_objects(folder: Path, files: Sequence[Path], split: str | None) -> list[Path]:
+    """The files of a split: all in its folder, or all that are named after it.
+
+    Raises:
+        DataError: there is none; or no split is asked for, and there are several without `train`.
+    """
+    asked = split or "train"
+    if files[0].parent == folder / asked:
+        return list(files)
+    splits = [_SHARD.sub("", file.stem) for file in files]
+    if named := [file for file, own in zip(files, splits, strict=True) if own == asked]:
+        return named
+    known = sorted(set(splits) - {"metadata"})
+    if split is None and len(known) < 2:
+        return list(files)
+    raise DataError(
+        f"{folder}: no file is of the split {asked!r}.{suggest(asked, known)} "
+        f"Known: {', '.join(known) or 'none, metadata.jsonl is of all'}"
+    )
+
+
+_SHARD = re.compile(r"[-_.]\d+([-_]of[-_]\d+)?([-_.].*)?$")  # what follows a split's name
+
+
+def read_metadata(files: Sequence[Path], names: Sequence[str]) -> WrittenSet:
+    """The pictures that rows in files name, or hold."""
+    problems: list[str] = []
+    found = [picture for file in files for picture in _of_file(file, names, problems)]
+    return WrittenSet(
+        "Hugging Face objects", "xywh", tuple(found), tuple(names) or None, problems=tuple(problems)
+    )
+
+
+def _of_file(file: Path, names: Sequence[str], problems: list[str]) -> Iterator[WrittenPicture]:
     rows = read_rows(str(file))
-    problems = list(rows.skipped)
-    found = []
+    problems += rows.skipped
     for number, row in enumerate(rows.rows, 1):
         source = f"{file.name}, row {number}"
         if isinstance(row.get("image"), dict | bytes):
-            found.append(_picture(*_in_row(rows.rows, number - 1), row, source, names, problems))
+            where = _in_row(rows.rows, number - 1, file.parent)
+            if where is None:
+                problems.append(f"{source}: image holds no picture, nor the path of one in the data folder")
+            else:
+                yield _picture(*where, row, source, names, problems)
             continue
         name = str(row.get("file_name") or "")
         path = within(file.parent, name)
         if not name or path is None or not path.is_file():
-            problems.append(f"{source}: there is no picture {name!r} in the data folder; see file_name")
+            problems.append(f"{source}: there is no picture {name[:80]!r} in the data folder; see file_name")
         else:
-            found.append(_picture(name, Stored(path), row, source, names, problems))
-    return WrittenSet(
-        "Hugging Face objects", "xywh", tuple(found), tuple(names) or None, problems=tuple(problems)
-    )
+            yield _picture(name, Stored(path), row, source, names, problems)
 
 
 def read_hub(name: str, split: str, subset: str | None, names: Sequence[str]) -> WrittenSet:
@@ -77,11 +109,14 @@ def read_hub(name: str, split: str, subset: str | None, names: Sequence[str]) ->
     rows = rows.cast_column("image", Image(decode=False))
     known = tuple(names) or tuple(_class_names(features["objects"]) or ())
     problems: list[str] = []
-    found = tuple(
-        _picture(*_in_row(rows, place), rows[place], f"row {place + 1}", known, problems)
-        for place in range(len(rows))
-    )
-    return WrittenSet("Hugging Face objects", "xywh", found, known or None, problems=tuple(problems))
+    found = []
+    for place in range(len(rows)):
+        source, where = f"row {place + 1}", _in_row(rows, place, None)
+        if where is None:
+            problems.append(f"{source}: image holds no picture")
+        else:
+            found.append(_picture(*where, rows[place], source, known, problems))
+    return WrittenSet("Hugging Face objects", "xywh", tuple(found), known or None, problems=tuple(problems))
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -95,14 +130,22 @@ def _class_names(feature: Any) -> list[str] | None:
     return _class_names(inner) if inner is not None else None
 
 
-def _in_row(rows: Sequence[Any], place: int) -> tuple[str, Readable]:
-    """The name of a row's picture, and where its bytes are: in the row, or in a file that it names."""
+def _in_row(rows: Sequence[Any], place: int, folder: Path | None) -> tuple[str, Readable] | None:
+    """The name of a row's picture, and where its bytes are: in the row, or in a file that it names; None
+    where there is none.
+
+    Args:
+        folder: out of which no name may lead; None for the hub's own cache.
+    """
     image = rows[place].get("image")
     path = image.get("path") if isinstance(image, dict) else None
     name = Path(path).name if isinstance(path, str) and path else f"picture {place + 1}"
-    if isinstance(image, dict) and image.get("bytes") is None and isinstance(path, str):
-        return name, Stored(Path(path))
-    return name, InRow(rows, place, "image")
+    if isinstance(image, bytes) or (isinstance(image, dict) and isinstance(image.get("bytes"), bytes)):
+        return name, InRow(rows, place, "image")
+    if not isinstance(path, str) or not path:
+        return None
+    file = Path(path) if folder is None else within(folder, path)
+    return None if file is None or not file.is_file() else (name, Stored(file))
 
 
 def _picture(
@@ -130,11 +173,11 @@ def _picture(
 
 
 def _pairs(objects: Any, source: str, problems: list[str]) -> tuple[list[Any], list[Any]]:
-    """Boxes and classes of a mapping of lists, or of a list of mappings."""
-    if isinstance(objects, list):
-        objects = {key: [each.get(key) for each in objects] for key in (objects[0] if objects else {})}
-        if not objects:
-            return [], []
+    """Boxes and classes of a mapping of lists, or of a list of mappings; none where there is nothing."""
+    if not objects and (objects is None or isinstance(objects, list)):
+        return [], []
+    if isinstance(objects, list) and all(isinstance(each, dict) for each in objects):
+        objects = {key: [each.get(key) for each in objects] for key in objects[0]}
     if not isinstance(objects, dict):
         problems.append(f"{source}: needs objects: {{bbox: [...], category: [...]}}")
         return [], []

@@ -1,6 +1,7 @@
 """Boxes in Pascal VOC's form: one XML file for each picture.
 
     Annotations/cat.xml   JPEGImages/cat.jpg   ImageSets/Main/train.txt      as the challenge has it
+    annotations/cat.xml   images/cat.jpg                                     or annotations/xmls/cat.xml
     cat.xml   cat.jpg                                                        side by side, as labelImg does
     train/cat.xml   train/cat.jpg                                            a folder for each split
 
@@ -15,10 +16,12 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from lorimer.errors import DataError
-from lorimer.tasks._box_pictures import WrittenBox, WrittenPicture, WrittenSet, within
+from lorimer.tasks._box_pictures import WrittenBox, WrittenPicture, WrittenSet, read_lines, within
 from lorimer.tasks._picture_decoding import Stored
 from lorimer.tasks._picture_folder import PICTURE_SUFFIXES
 
+_ANNOTATIONS = ("Annotations", "annotations", "annotations/xmls")
+_PICTURES = ("JPEGImages", "images")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 10_000_000  # bytes of one file; a thousand boxes take a third of a megabyte
 
@@ -38,7 +41,8 @@ def read_voc(folder: Path, split: str | None) -> WrittenSet:
     files = sorted(annotations.glob("*.xml"))
     if split is not None and annotations.name != split:
         files = _of_split(folder, annotations, split)
-    pictures = folder / "JPEGImages" if annotations.name == "Annotations" else annotations
+    own = annotations not in [folder / name for name in _ANNOTATIONS]
+    pictures = annotations if own else _pictures_folder(folder)
     problems: list[str] = []
     read = [_read(file, pictures, folder, problems) for file in files]
     found = tuple(each for each in read if each is not None)
@@ -48,7 +52,12 @@ def read_voc(folder: Path, split: str | None) -> WrittenSet:
 def _places(folder: Path, split: str | None) -> list[Path]:
     """Where annotations may lie, the likeliest first."""
     splits = [folder / split] if split is not None else []
-    return [*splits, folder / "Annotations", folder]
+    return [*splits, *(folder / name for name in _ANNOTATIONS), folder]
+
+
+def _pictures_folder(folder: Path) -> Path:
+    """Where pictures lie apart from annotations."""
+    return next((folder / name for name in _PICTURES if (folder / name).is_dir()), folder / _PICTURES[0])
 
 
 def _of_split(folder: Path, annotations: Path, split: str) -> list[Path]:
@@ -58,11 +67,15 @@ def _of_split(folder: Path, annotations: Path, split: str) -> list[Path]:
     if path is None or not path.is_file():
         known = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
         raise DataError(f"{folder}: has no split {split!r} in ImageSets/Main. Known: {known}")
-    stems = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    wrong = [stem for stem in stems if within(annotations, f"{stem}.xml") is None]
-    if wrong:
-        raise DataError(f"{path}: {wrong[0]!r} leads out of the data folder")
-    return [annotations / f"{stem}.xml" for stem in stems]
+    files = []
+    for line in filter(None, map(str.strip, read_lines(path))):
+        # A name may hold spaces; without such a file what follows the first is a mark, as in cat_train.txt.
+        named = [within(annotations, f"{stem}.xml") for stem in (line, line.split()[0])]
+        if None in named:
+            raise DataError(f"{path}: {line!r} leads out of the data folder")
+        there = [file for file in named if file is not None]
+        files.append(next((file for file in there if file.is_file()), there[-1]))
+    return files
 
 
 def _read(file: Path, pictures: Path, folder: Path, problems: list[str]) -> WrittenPicture | None:
@@ -86,10 +99,13 @@ def _read(file: Path, pictures: Path, folder: Path, problems: list[str]) -> Writ
             corners = tuple(float(value) for value in values if value is not None)
         except ValueError:
             corners = ()
-        if len(corners) == 4:
-            boxes.append(WrittenBox(corners, (each.findtext("name") or "").strip(), f"object {number}"))
-        else:
+        label = (each.findtext("name") or "").strip()
+        if len(corners) != 4:
             problems.append(f"{source}, object {number}: its bndbox must have the numbers {_CORNERS}")
+        elif not label:
+            problems.append(f"{source}, object {number}: needs a name, its class")
+        else:
+            boxes.append(WrittenBox(corners, label, f"object {number}"))
     name = picture.relative_to(folder).as_posix()
     return WrittenPicture(name, Stored(picture), tuple(boxes), source, _size(root))
 
@@ -111,7 +127,7 @@ def parse_xml(data: bytes) -> ElementTree.Element:
     try:
         guard.Parse(data, True)
         return ElementTree.fromstring(data)
-    except (expat.ExpatError, ElementTree.ParseError) as error:
+    except (expat.ExpatError, ElementTree.ParseError, LookupError) as error:  # of an encoding of no such name
         raise ValueError(f"is no XML: {error}") from error
 
 

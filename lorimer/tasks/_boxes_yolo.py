@@ -10,11 +10,12 @@ An empty text file is of a picture without boxes.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lorimer.errors import DataError, suggest
-from lorimer.tasks._box_pictures import WrittenBox, WrittenPicture, WrittenSet, within
+from lorimer.tasks._box_pictures import WrittenBox, WrittenPicture, WrittenSet, read_lines, within
 from lorimer.tasks._picture_decoding import Stored
 from lorimer.tasks._picture_folder import PICTURE_SUFFIXES
 
@@ -23,9 +24,13 @@ _SAME_SPLIT = {"val": ("val", "valid", "validation"), "train": ("train",), "test
 
 def yolo_config(folder: Path) -> Path | None:
     """The file that names a folder's classes, `data.yaml`, another YAML with `names`, or `classes.txt`."""
-    for file in [folder / "data.yaml", *sorted(folder.glob("*.y*ml"))]:
-        if file.is_file() and "names" in _parsed(file):
-            return file
+    named = folder / "data.yaml"
+    if named.is_file() and "names" in _parsed(named):
+        return named
+    for file in sorted(folder.glob("*.y*ml")):
+        with suppress(DataError):  # which need not be of the data
+            if file.is_file() and "names" in _parsed(file):
+                return file
     for file in (folder / "classes.txt", folder / "labels" / "classes.txt"):
         if file.is_file():
             return file
@@ -40,12 +45,8 @@ def read_yolo(config: Path, split: str | None) -> WrittenSet:
     """
     folder = config.parent.parent if config.parent.name == "labels" else config.parent
     if config.suffix == ".txt":
-        names = tuple(
-            line.strip() for line in config.read_text(encoding="utf-8").splitlines() if line.strip()
-        )
-        places = _split_folders(folder, split) or [
-            folder / "images" if (folder / "images").is_dir() else folder
-        ]
+        names = tuple(line.strip() for line in read_lines(config) if line.strip())
+        places = _split_folders(folder, split) or [_whole(folder, split)]
     else:
         told = _parsed(config)
         names = _names(told.get("names"), config)
@@ -66,15 +67,15 @@ def _parsed(config: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        told = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        told = yaml.safe_load("\n".join(read_lines(config)))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # of a date that is none
         raise DataError(f"{config}: is no YAML: {' '.join(str(error).split())}") from error
     return told if isinstance(told, dict) else {}
 
 
 def _names(value: Any, config: Path) -> tuple[str, ...]:
     """`[cat, dog]` or `{0: cat, 1: dog}`."""
-    if isinstance(value, dict) and sorted(value) == list(range(len(value))):
+    if isinstance(value, dict) and set(value) == set(range(len(value))):
         value = [value[place] for place in range(len(value))]
     if not isinstance(value, list) or not value:
         raise DataError(f"{config}: names must list the classes, as in names: [cat, dog]")
@@ -92,17 +93,35 @@ def _split_places(told: dict[str, Any], config: Path, folder: Path, split: str) 
             name for name in told if isinstance(told[name], str | list) and name not in ("names", "path")
         ]
         raise DataError(f"{config}: has no split {split!r}.{suggest(split, known)} Known: {', '.join(known)}")
-    root = within(folder, str(told.get("path") or "."))
-    base = root if root is not None and root.is_dir() else folder
+    said = within(folder, str(told.get("path") or "."))
+    base = said if said is not None and said.is_dir() else folder
     found = []
     for each in [value] if isinstance(value, str) else value:
         # Some programs write paths as seen from beside the folder.
         name = str(each).removeprefix("../")
-        place = next((base_ / name for base_ in (base, folder) if (base_ / name).exists()), None)
-        if place is None or within(folder, str(place.relative_to(folder))) is None:
+        tried = [within(root, name) for root in (base, folder)]
+        place = next((path for path in tried if path is not None and path.exists()), None)
+        if place is None:
             raise DataError(f"{config}: {split}: there is no {each!r} in the data folder")
         found.append(place)
     return found
+
+
+def _whole(folder: Path, split: str | None) -> Path:
+    """Where all pictures are of a set without splits.
+
+    Raises:
+        DataError: one is asked for.
+    """
+    images = folder / "images"
+    if split is not None:
+        found = [*images.glob("*/"), *(each.parent for each in folder.glob("*/images/"))]
+        known = sorted({each.name for each in found})
+        raise DataError(
+            f"{folder}: has no split {split!r}: neither images/{split} nor {split}/images."
+            f"{suggest(split, known)} Known: {', '.join(known) or 'none'}"
+        )
+    return images if images.is_dir() else folder
 
 
 def _split_folders(folder: Path, split: str | None) -> list[Path]:
@@ -118,7 +137,7 @@ def _pictures(place: Path, folder: Path, problems: list[str]) -> list[Path]:
     if place.is_dir():
         return [path for path in sorted(place.rglob("*")) if path.suffix.lower() in PICTURE_SUFFIXES]
     found = []
-    for number, line in enumerate(place.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(place), 1):
         path = within(folder, line.strip())
         if line.strip() and (path is None or not path.is_file()):
             problems.append(
@@ -143,7 +162,11 @@ def _read(
     picture: Path, labels: Path, folder: Path, names: tuple[str, ...], problems: list[str]
 ) -> WrittenPicture:
     source, boxes = labels.relative_to(folder).as_posix(), []
-    lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+    try:
+        lines = read_lines(labels) if labels.is_file() else []
+    except DataError as error:
+        problems.append(str(error))
+        lines = []
     for number, line in enumerate(lines, 1):
         fields, place = line.split(), f"line {number}"
         if not fields:
@@ -154,7 +177,8 @@ def _read(
             problems.append(f"{source}, {place}: must be a class and four numbers, not {line[:40]!r}")
             continue
         if len(values) != 4:
-            what = "an outline, not a box" if len(values) > 4 else "too short"
+            counts = {5: "a score besides, which a box to learn from has not"}
+            what = counts.get(len(values), "an outline, not a box" if len(values) > 4 else "too short")
             problems.append(f"{source}, {place}: has {len(values)} numbers behind its class: {what}")
         elif not 0 <= label < len(names):
             problems.append(f"{source}, {place}: the class {label} has no name; there are {len(names)}")

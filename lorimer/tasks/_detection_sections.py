@@ -12,11 +12,11 @@ from lorimer.tasks._box_augment import Augment
 
 
 class HeldOutPictures(Section):
-    """Pictures that are not learned from, by which training is judged. One that is like one to learn from
-    stays on its side."""
+    """Pictures that are not learned from, by which training is judged. Copies of these are not learned from
+    either."""
 
     fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """This share of the pictures, chosen by the seed."""
+    """This share of the pictures, chosen by the seed; such as are alike stay on one side."""
     path: str | None = None
     """Pictures of their own, in any form that `data.path` may have; null: those of `data.path`."""
     split: str | None = None
@@ -32,7 +32,7 @@ class BoxData(Section):
     """A folder or file in one of the forms COCO (.json), YOLO (data.yaml), Pascal VOC (.xml), metadata.jsonl
     or Parquet with `objects`, or a name on the hub. The form is found out and said."""
     split: str | None = None
-    """Which split of it; null: all of Pascal VOC, and `train` elsewhere."""
+    """Which split of it; null: all of Pascal VOC and of sets without splits, and `train` elsewhere."""
     subset: str | None = None
     """Which configuration of a dataset on the hub."""
     pictures: str | None = None
@@ -43,11 +43,12 @@ class BoxData(Section):
     """Whether the base goes on to know its own classes beside those of the data."""
     box_format: Literal["xyxy", "xywh", "cxcywh"] | None = None
     """How four numbers are a box: two corners, a corner and a size, or a centre and a size; null: as the form
-    has it."""
+    has it. Of `path` alone, not of held-out pictures elsewhere."""
     bad_boxes: Literal["refuse", "leave-out"] = "refuse"
-    """What becomes of boxes that do not fit their picture; both ways name every one."""
+    """What becomes of boxes that do not fit their picture; both ways name the first 50."""
     resolution: PositiveInt | None = None
-    """Pixels of the longer side as the model sees pictures; null: as its image processor says."""
+    """Pixels of the longer side as the model sees pictures, for RT-DETR and NanoDet a multiple of 32; null:
+    as its image processor says."""
     augment: Augment | None = Augment()
     """How pictures are changed at random; null: never."""
     validation: HeldOutPictures = HeldOutPictures()

@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from lorimer.errors import UsageError
@@ -44,12 +45,20 @@ class Prepared:
     Attributes:
         pixels: (3, height, width), normalised; the same size for every picture of one detector.
         scale: (x, y) factors from the original's pixels to these.
+        extent: (width, height) of the picture among these; what lies beside it is padding.
         offset: (x, y) where the original's corner lies among these, where it was padded.
     """
 
     pixels: Tensor
     scale: tuple[float, float]
+    extent: tuple[int, int]
     offset: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def window(self) -> Tensor:
+        """(4,) x0, y0, x1, y1 of the picture among these pixels."""
+        (width, height), (left, top) = self.extent, self.offset
+        return torch.tensor([left, top, left + width, top + height], dtype=torch.float32)
 
     def onto(self, boxes: Tensor) -> Tensor:
         """Boxes of the original as boxes of the prepared picture."""
@@ -94,12 +103,26 @@ class Detector(ABC):
         """An upright RGB picture as the network wants it."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth]) -> Tensor:
-        """The mean loss, a scalar, of a batch (B, 3, height, width). `model` is `network`, adapted."""
+    def loss(
+        self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth], windows: Tensor | None = None
+    ) -> Tensor:
+        """The mean loss, a scalar, of a batch (B, 3, height, width). `model` is `network`, adapted.
+
+        Args:
+            windows: (B, 4) where pictures lie, see `Prepared.window`; None: they fill their canvas.
+        """
 
     @abstractmethod
-    def find(self, model: nn.Module, pixels: Tensor, least: float = 0.05, most: int = 100) -> list[Found]:
-        """What is in each picture of a batch: no more than `most` boxes, none less sure than `least`."""
+    def find(
+        self,
+        model: nn.Module,
+        pixels: Tensor,
+        least: float = 0.05,
+        most: int = 100,
+        windows: Tensor | None = None,
+    ) -> list[Found]:
+        """What is in each picture of a batch: no more than `most` boxes, none less sure than `least`. They
+        may reach into padding. `windows` as for `loss`."""
 
     def metadata(self) -> dict[str, str]:
         """Facts for the adapter's file that loading needs beside names."""
@@ -116,7 +139,3 @@ class Detector(ABC):
     def describe(self) -> list[str]:
         """Lines for the preflight: how pictures are prepared."""
         return []
-
-    def save(self, folder: Any) -> None:
-        """The base with its new head, as files that load again."""
-        raise NotImplementedError

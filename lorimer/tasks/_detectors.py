@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lorimer.adapters._state import AdapterState
+from lorimer.errors import FileFormatError, UsageError
 from lorimer.formats.safe_io import read_json
 from lorimer.tasks._detector import Detector
 from lorimer.tasks._language_files import model_place
@@ -26,9 +27,12 @@ def load_detector(
     Raises:
         UsageError, FileFormatError, MissingDependencyError: there is none, or it cannot be loaded.
     """
+    given = Path(name).expanduser()
+    if "nanodet" in given.name.lower() and not given.is_dir():
+        raise UsageError(f"model: there is no folder {name}; scripts/nanodet_weights.py makes a NanoDet's")
     place = Path(model_place(name))
     config = read_json(place / "config.json") if place.is_dir() else {}
-    if config.get("model_type") == "nanodet":
+    if isinstance(config, dict) and config.get("model_type") == "nanodet":
         from lorimer.tasks._nanodet import load_nanodet
 
         return load_nanodet(place, names, keep, torch.float32 if dtype == "auto" else dtype)
@@ -39,11 +43,24 @@ def load_detector(
 
 def fill_new(network: nn.Module, new: Mapping[str, Sequence[int] | None], state: AdapterState) -> None:
     """Give what a base lacks the values that were trained: there is no base to go back to, so that they hold
-    at every strength."""
-    for path in new:
+    at every strength.
+
+    Raises:
+        FileFormatError: they are of a head with other rows.
+    """
+    for path, rows in new.items():
         for name, parameter in network.get_submodule(path).named_parameters(prefix=path):
             trained = state.full.get(name)
             if trained is None:
                 continue
-            rows = slice(None) if trained.rows is None else list(trained.rows)
-            parameter.data[rows] = trained.value.to(parameter)
+            if trained.rows is not None and trained.rows != tuple(rows or ()):
+                raise FileFormatError(
+                    f"{name}: the adapter has other rows than its base lacks: another base?"
+                )
+            value = parameter.data if trained.rows is None else parameter.data[list(trained.rows)]
+            if value.shape != trained.value.shape:
+                shapes = f"{tuple(trained.value.shape)} and not {tuple(value.shape)}"
+                raise FileFormatError(f"{name}: the adapter's has the shape {shapes}: another base?")
+            parameter.data[slice(None) if trained.rows is None else list(trained.rows)] = trained.value.to(
+                value
+            )

@@ -68,11 +68,14 @@ class NanoDetDetector(Detector):
         blue_first = torch.from_numpy(np.asarray(square, dtype=np.float32)[..., ::-1].copy())
         mean, std = blue_first.new_tensor(self.config.mean), blue_first.new_tensor(self.config.std)
         pixels = ((blue_first - mean) / std).permute(2, 0, 1).contiguous()
-        return Prepared(pixels, (width / picture.width, height / picture.height), (left, top))
+        scale = (width / picture.width, height / picture.height)
+        return Prepared(pixels, scale, (width, height), (left, top))
 
-    def loss(self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth]) -> Tensor:
+    def loss(
+        self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth], windows: Tensor | None = None
+    ) -> Tensor:
         """`detection_loss` of the classes that are learned, and the `drift` of others from the base, which
-        takes a second forward."""
+        takes a second forward. It sees padding like a picture."""
         logits, distances = (each.float() for each in model(pixels))
         loss = self._of_learned(logits, distances, pixels, truths)
         kept = [place for place in range(len(self.names)) if place not in self.learned]
@@ -93,7 +96,14 @@ class NanoDetDetector(Detector):
         return detection_loss(logits[..., list(self.learned)], distances, *_points(pixels), told)
 
     @torch.no_grad()
-    def find(self, model: nn.Module, pixels: Tensor, least: float = 0.05, most: int = 100) -> list[Found]:
+    def find(
+        self,
+        model: nn.Module,
+        pixels: Tensor,
+        least: float = 0.05,
+        most: int = 100,
+        windows: Tensor | None = None,
+    ) -> list[Found]:
         """What is in each picture, after suppression among boxes of one class; on the CPU."""
         logits, distances = model(pixels)
         height, width = pixels.shape[-2:]

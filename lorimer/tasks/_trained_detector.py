@@ -13,6 +13,7 @@ from torch import nn
 
 import lorimer
 from lorimer.errors import FileFormatError
+from lorimer.tasks._box_maths import clip
 from lorimer.tasks._detector import Detector, Found
 from lorimer.tasks._detectors import fill_new, load_detector
 
@@ -54,6 +55,7 @@ class TrainedDetector:
             raise FileFormatError(f"{adapter}: is not the adapter of a detector: it names no classes")
         classes, keep = _classes(facts, adapter)
         detector = load_detector(base, classes, keep, dtype).restored(facts)
+        _require_head(facts, detector.names, base)
         fill_new(detector.network, detector.new, state)
         lorimer.load(detector.network, adapter).strength = strength
         detector.network.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
@@ -62,15 +64,31 @@ class TrainedDetector:
     def predict(
         self, pictures: Sequence[Image], least: float = 0.3, most: int = 100, batch_size: int = 8
     ) -> list[Found]:
-        """What is in each upright RGB picture, in that picture's own pixels."""
+        """What is in each upright RGB picture, in that picture's own pixels and cut to it."""
         device = next(self.model.parameters()).device
         found: list[Found] = []
         for begin in range(0, len(pictures), batch_size):
-            prepared = [self.detector.prepare(each) for each in pictures[begin : begin + batch_size]]
-            pixels = torch.stack([each.pixels for each in prepared]).to(device)
-            for seen, each in zip(prepared, self.detector.find(self.model, pixels, least, most), strict=True):
-                found.append(Found(seen.back(each.boxes.cpu()), each.scores.cpu(), each.labels.cpu()))
+            part = pictures[begin : begin + batch_size]
+            prepared = [self.detector.prepare(each) for each in part]
+            pixels, windows = (
+                torch.stack(each).to(device)
+                for each in zip(*((seen.pixels, seen.window) for seen in prepared), strict=True)
+            )
+            told = self.detector.find(self.model, pixels, least, most, windows)
+            for picture, seen, each in zip(part, prepared, told, strict=True):
+                boxes = clip(seen.back(each.boxes.cpu()), *picture.size)
+                found.append(Found(boxes, each.scores.cpu(), each.labels.cpu()))
         return found
+
+
+def _require_head(facts: Mapping[str, str], names: Sequence[str], base: str) -> None:
+    """Refuse a base whose classes are others than those of the base that was adapted: rows would be others.
+    Files that do not tell are trusted."""
+    told = facts.get("head")
+    if told is not None and told != json.dumps(names, ensure_ascii=False):
+        raise FileFormatError(
+            f"{base}: is not the base of this adapter, whose head then has the classes {told[:200]}"
+        )
 
 
 def _classes(facts: Mapping[str, str], adapter: Path) -> tuple[list[str], bool]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lorimer.errors import FileFormatError, MissingDependencyError
+from lorimer.errors import FileFormatError, MissingDependencyError, UsageError
 from lorimer.tasks._box_maths import clip
 from lorimer.tasks._detector import Detector, Found, Prepared, Truth
 from lorimer.tasks._detector_head import new_classes, resize_head
@@ -37,7 +37,6 @@ class TransformersDetector(Detector):
     """An object detector of transformers with a head for other classes.
 
     Attributes:
-        old: the base's own classes.
         canvas: height and width of every prepared picture; None until `fit_to` or a file tells them.
         stretches: whether pictures fill the canvas whatever their ratio.
     """
@@ -47,8 +46,8 @@ class TransformersDetector(Detector):
     ) -> None:
         config: Any = network.config
         self.network, self.processor = network, processor
-        self.old = tuple(str(config.id2label[place]) for place in range(config.num_labels))
-        classes = new_classes(self.old, names, keep)
+        old = tuple(str(config.id2label[place]) for place in range(config.num_labels))
+        classes = new_classes(old, names, keep)
         heads = resize_head(network, classes)
         self.names = classes.names
         self.new = dict.fromkeys(sorted({key.rpartition(".")[0] for key in lacking}))
@@ -77,7 +76,7 @@ class TransformersDetector(Detector):
     def fit_to(self, sizes: Sequence[tuple[int, int]], longest: int | None = None) -> None:
         if self.stretches:
             if longest is not None:
-                self.canvas = (longest, longest)
+                self.canvas = (_in_strides(longest, self.network.config), longest)
             return
         scaled = [_scaled(size, self.processor.size, longest) for size in set(sizes)]
         height, width = (max(size[side] for size in scaled) for side in (0, 1))
@@ -92,11 +91,14 @@ class TransformersDetector(Detector):
         size = {"height": height, "width": width}
         told = self.processor(images=picture, size=size, do_resize=True, do_pad=False, return_tensors="pt")
         pixels = pad(told["pixel_values"][0], (0, self.canvas[1] - width, 0, self.canvas[0] - height))
-        return Prepared(pixels, (width / picture.width, height / picture.height))
+        return Prepared(pixels, (width / picture.width, height / picture.height), (width, height))
 
-    def loss(self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth]) -> Tensor:
-        mask = self._mask(pixels)
-        extents = _extents(pixels, mask)
+    def loss(
+        self, model: nn.Module, pixels: Tensor, truths: Sequence[Truth], windows: Tensor | None = None
+    ) -> Tensor:
+        windows = _windows(pixels, windows)
+        mask = self._mask(pixels, windows)
+        extents = _extents(pixels, windows, mask)
         labels = [
             {"class_labels": truth.labels, "boxes": _centred(truth.boxes) / extent}
             for truth, extent in zip(truths, extents, strict=True)
@@ -110,26 +112,34 @@ class TransformersDetector(Detector):
             model.model.training = model.training
 
     @torch.no_grad()
-    def find(self, model: nn.Module, pixels: Tensor, least: float = 0.05, most: int = 100) -> list[Found]:
-        mask = self._mask(pixels)
+    def find(
+        self,
+        model: nn.Module,
+        pixels: Tensor,
+        least: float = 0.05,
+        most: int = 100,
+        windows: Tensor | None = None,
+    ) -> list[Found]:
+        windows = _windows(pixels, windows)
+        mask = self._mask(pixels, windows)
         told = model(pixel_values=pixels, **_given(mask))
         logits, boxes = told.logits.float(), _cornered(told.pred_boxes.float())
-        boxes = boxes * _extents(pixels, mask)[:, None]
+        boxes = boxes * _extents(pixels, windows, mask)[:, None]
         height, width = pixels.shape[-2:]
         return [
             _surest(each, clip(box, width, height), self.softmax, least, most)
             for each, box in zip(logits, boxes, strict=True)
         ]
 
-    def _mask(self, pixels: Tensor) -> Tensor | None:
-        """(B, height, width) long, 1 where a picture is and 0 where it was padded, which is where all three
-        values are exactly 0; None for models without such a mask."""
+    def _mask(self, pixels: Tensor, windows: Tensor) -> Tensor | None:
+        """(B, height, width) long, 1 where a picture is and 0 where it was padded; None for models without
+        such a mask."""
         if not self.masks:
             return None
-        there = (pixels != 0).any(1)
-        below = there.any(2).flip(1).cummax(1).values.flip(1)
-        right = there.any(1).flip(1).cummax(1).values.flip(1)
-        return (below[:, :, None] & right[:, None, :]).long()
+        rows, columns = (torch.arange(side, device=pixels.device) for side in pixels.shape[-2:])
+        above = rows < windows[:, 3:]
+        left = columns < windows[:, 2:3]
+        return (above[:, :, None] & left[:, None, :]).long()
 
     def preparation(self) -> str:
         facts = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
@@ -149,10 +159,6 @@ class TransformersDetector(Detector):
         assert self.canvas is not None
         how = "stretched to" if self.stretches else "fitted, with their ratio kept, into"
         return ["pictures are {} {} x {} pixels".format(how, *self.canvas[::-1])]
-
-    def save(self, folder: Any) -> None:
-        self.network.save_pretrained(folder)  # type: ignore[operator]
-        self.processor.save_pretrained(folder)
 
 
 def load_transformers_detector(
@@ -222,6 +228,14 @@ def _scaled(size: tuple[int, int], rule: Any, longest: int | None) -> Size:
     return round(height * factor), round(width * factor)
 
 
+def _in_strides(side: int, config: Any) -> int:
+    """The side of a canvas whose features a network joins across scales, as RT-DETR does, must fit all."""
+    stride = max(getattr(config, "feat_strides", None) or (1,))
+    if side % stride:
+        raise UsageError(f"this detector sees pictures in multiples of {stride} pixels, not in {side}")
+    return side
+
+
 def _whole(side: int) -> int:
     return -(-side // _MULTIPLE) * _MULTIPLE
 
@@ -230,13 +244,18 @@ def _given(mask: Tensor | None) -> dict[str, Tensor]:
     return {} if mask is None else {"pixel_mask": mask}
 
 
-def _extents(pixels: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, 4) width, height, width, height of each picture, by which its boxes are shares: of what the mask
-    shows, as positions are counted there, else of the whole canvas."""
+def _windows(pixels: Tensor, windows: Tensor | None) -> Tensor:
+    """(B, 4) where pictures lie: always from the canvas's first corner."""
+    if windows is not None:
+        return windows
     height, width = pixels.shape[-2:]
-    if mask is None:
-        return pixels.new_tensor([width, height, width, height], dtype=torch.float32).expand(len(pixels), 4)
-    sides = torch.stack([mask.amax(1).sum(1), mask.amax(2).sum(1)], 1).float()
+    return pixels.new_tensor([0, 0, width, height], dtype=torch.float32).expand(len(pixels), 4)
+
+
+def _extents(pixels: Tensor, windows: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, 4) width, height, width, height of each picture, by which its boxes are shares: of itself where a
+    mask shows it, as positions are counted there, else of the whole canvas."""
+    sides = (_windows(pixels, None) if mask is None else windows)[:, 2:]
     return torch.cat([sides, sides], 1)
 
 

@@ -21,6 +21,7 @@ from lorimer.tasks._base import Section, Task
 from lorimer.tasks._box_check import BoxSet, checked, class_names
 from lorimer.tasks._box_drawing import Marks, comparison
 from lorimer.tasks._box_examples import BoxExamples
+from lorimer.tasks._box_maths import clip_to
 from lorimer.tasks._box_pictures import BoxPicture
 from lorimer.tasks._box_scores import MOST, Scores, average_precision
 from lorimer.tasks._box_split import hold_out, missing_classes, without_held_out
@@ -62,9 +63,19 @@ class ObjectDetection(Task):
             data.path, split=data.split, subset=data.subset, pictures=data.pictures, names=data.classes
         )
         self.classes = class_names(self._written, data.classes)
-        dtype = self.recipe.train.weights_dtype()
+        dtype = self._weights_dtype()
         self.detector = load_detector(name, self.classes, data.keep_classes, dtype)
         return self.detector.network
+
+    def _weights_dtype(self) -> torch.dtype:
+        train = self.recipe.train
+        dtype = train.weights_dtype()
+        if dtype != torch.float32 and train.mixed_precision == "no":
+            raise RecipeError(
+                f"train.base_dtype: pictures are float32, which weights in {train.base_dtype} cannot read; "
+                f"set train.mixed_precision: {train.base_dtype} as well"
+            )
+        return dtype
 
     def targets(self, model: nn.Module) -> tuple[str, ...]:
         """Every Linear; in a network without any, convolutions."""
@@ -87,14 +98,14 @@ class ObjectDetection(Task):
         except UsageError as error:
             raise RecipeError(f"data.resolution: {error}") from error
         self.held_out = BoxExamples(self._in_head(held), self.detector) if held else None
-        self._known = self._known_before()
+        self._known = self._known_before(learned)
         return BoxExamples(self._in_head(learned), self.detector, data.augment)
 
     def _split(self, found: BoxSet) -> tuple[list[BoxPicture], list[BoxPicture]]:
-        """(to learn from, held out), as the recipe asks."""
+        """(to learn from, held out), as the recipe asks. A split that somebody made stays, but for copies."""
         data, wanted = self.recipe.data, self.recipe.data.validation
         if wanted.path is not None or wanted.split is not None:
-            own = self._read(wanted.path or data.path, wanted.split, self.classes)
+            own = self._read(wanted.path or data.path, wanted.split)
             self._told += [f"held out: {line}" for line in own.told]
             held = list(own.pictures)
             learned, told = without_held_out(found, own)
@@ -111,21 +122,32 @@ class ObjectDetection(Task):
             self._told.append(f"no held-out picture shows {', '.join(missing)}")
         return learned, held
 
-    def _read(self, place: str, split: str | None, classes: Sequence[str]) -> BoxSet:
+    def _read(self, place: str, split: str | None) -> BoxSet:
         data = self.recipe.data
+        layout = data.box_format if place == data.path else None
         written = read_boxes(
             place, split=split, subset=data.subset, pictures=data.pictures, names=data.classes
         )
-        return checked(written, classes, data.bad_boxes == "leave-out", data.box_format)
+        return checked(written, self.classes, data.bad_boxes == "leave-out", layout)
 
-    def _known_before(self) -> BoxExamples | None:
+    def _known_before(self, learned: Sequence[BoxPicture]) -> BoxExamples | None:
         """The pictures of classes that the base knew, with the head's labels."""
-        place = self.recipe.data.also_knows
-        if place is None:
+        data, names = self.recipe.data, self.detector.names
+        if data.also_knows is None:
             return None
-        written = read_boxes(place, names=self.detector.names)
-        found = checked(written, self.detector.names, False, self.recipe.data.box_format)
+        written = read_boxes(data.also_knows, names=names)
+        forgotten = {box.label for each in written.pictures for box in each.boxes} - {*names}
+        if forgotten and not data.keep_classes:
+            raise RecipeError(
+                f"data.also_knows: the head has no class {min(forgotten)!r}; set data.keep_classes: true"
+            )
+        found = checked(written, names, False, None)
+        if not any(len(each.boxes) for each in found.pictures):
+            raise DataError("data.also_knows: no picture has a box, by which to judge")
         self._told += [f"also knows: {line}" for line in found.told[:1]]
+        known = {each.digest for each in found.pictures}
+        if both := sum(each.digest in known for each in learned):
+            self._told.append(f"also knows: {both} of its pictures are learned from, and tell little")
         return BoxExamples(found.pictures, self.detector)
 
     def _in_head(self, pictures: Sequence[BoxPicture]) -> list[BoxPicture]:
@@ -136,6 +158,7 @@ class ObjectDetection(Task):
     def collate(self, examples: Sequence[Any]) -> Any:
         return {
             "pixels": torch.stack([each["pixels"] for each in examples]),
+            "windows": torch.stack([each["window"] for each in examples]),
             "boxes": [each["boxes"] for each in examples],
             "labels": [each["labels"] for each in examples],
             **stacked_states(examples),
@@ -143,7 +166,7 @@ class ObjectDetection(Task):
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         with self._behind_prefix(batch):
-            return self.detector.loss(model, batch["pixels"], _truths(batch))
+            return self.detector.loss(model, batch["pixels"], _truths(batch), batch["windows"])
 
     def record(self, model: nn.Module, batch: Any) -> list[tuple[Tensor, ...]]:
         return recorded_rows(self.prefix, lambda: self.loss(model, batch))
@@ -168,7 +191,8 @@ class ObjectDetection(Task):
     def _judged(
         self, model: nn.Module, examples: BoxExamples, with_loss: bool = False
     ) -> tuple[list[float], list[Truth], list[Found]]:
-        """(the loss of each batch times its pictures, what is there, what was found), on the CPU."""
+        """(the loss of each batch times its pictures, what is there, what was found and cut to its picture),
+        on the CPU."""
         losses: list[float] = []
         truths: list[Truth] = []
         found: list[Found] = []
@@ -178,8 +202,11 @@ class ObjectDetection(Task):
                 losses.append(self.loss(model, batch).item() * len(there))
             truths += [Truth(each.boxes.cpu(), each.labels.cpu()) for each in there]
             with self._behind_prefix(batch):
-                each_found = self.detector.find(model, batch["pixels"], _LEAST, MOST)
-            found += [Found(each.boxes.cpu(), each.scores.cpu(), each.labels.cpu()) for each in each_found]
+                each_found = self.detector.find(model, batch["pixels"], _LEAST, MOST, batch["windows"])
+            found += [
+                Found(clip_to(each.boxes.cpu(), window), each.scores.cpu(), each.labels.cpu())
+                for each, window in zip(each_found, batch["windows"].cpu(), strict=True)
+            ]
         return losses, truths, found
 
     def _batches(self, model: nn.Module, examples: BoxExamples) -> Iterator[Any]:
@@ -231,6 +258,7 @@ class ObjectDetection(Task):
             "task": self.name,
             "classes": json.dumps(self.classes, ensure_ascii=False),
             "keep_classes": json.dumps(self.recipe.data.keep_classes),
+            "head": json.dumps(self.detector.names, ensure_ascii=False),
             **self.detector.metadata(),
         }
 

@@ -71,7 +71,8 @@ def base(kind: str, folder: Path, steps: int, rate: float) -> tuple[Path, float,
     losses = learn_from_nothing(detector, examples(folder, detector, 192, 0), steps, rate)
     after = average_precision(truths(held_out), detector.find(detector.network, stacked(held_out)), KNOWN)
     assert before.map50 < 0.05
-    detector.save(folder / "trained")
+    detector.network.save_pretrained(folder / "trained")
+    detector.processor.save_pretrained(folder / "trained")
     return folder / "trained", after.map50, losses
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.loss.loss_for_object_detection import box_iou, generalized_box_iou
 
-from lorimer.tasks._box_maths import areas, centres, clip, giou_pairs, iou, nms, to_boxes, to_distances
+from lorimer.tasks._box_maths import areas, clip, clip_to, giou_pairs, iou, nms, to_boxes, to_distances
 
 _PICTURE = 12
 
@@ -61,13 +61,15 @@ def test_giou_draws_boxes_that_do_not_touch_together() -> None:
 
 def test_distances_and_boxes_are_inverse() -> None:
     boxes = _boxes(10, 4)
-    points = centres(boxes) + 1.0
+    points = (boxes[:, :2] + boxes[:, 2:]) / 2 + 1.0
     torch.testing.assert_close(to_boxes(points, to_distances(points, boxes)), boxes)
 
 
 def test_clipped_boxes_lie_in_the_picture() -> None:
     found = clip(torch.tensor([[-3.0, 2, 50, 9], [20, 20, 30, 30]]), width=12, height=8)
     assert found.tolist() == [[0, 2, 12, 8], [12, 8, 12, 8]]
+    found = clip_to(torch.tensor([[-3.0, 2, 50, 9], [0, 0, 1, 1]]), torch.tensor([2.0, 3, 12, 8]))
+    assert found.tolist() == [[2, 3, 12, 8], [2, 3, 2, 3]]
 
 
 def _greedy(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[int]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import lorimer
 from lorimer.cli import app
 from lorimer.errors import DataError, FileFormatError, RecipeError
+from lorimer.tasks._box_maths import clip
 from lorimer.tasks._trained_detector import TrainedDetector
 from lorimer.train.engine import train
 from lorimer.train.recipe import Recipe, load_recipe
@@ -67,9 +68,13 @@ def test_the_adapters_file_gives_the_same_boxes(kind: str, keep: bool, tmp_path:
     pictures = opened(tmp_path / "shapes")[:3]
     for picture, found in zip(pictures, again.predict(pictures, 0.0), strict=True):
         prepared = task.detector.prepare(picture)
-        (wanted_one,) = task.detector.find(setup.model, prepared.pixels[None], 0.0)
+        (wanted_one,) = task.detector.find(
+            setup.model, prepared.pixels[None], 0.0, windows=prepared.window[None]
+        )
         torch.testing.assert_close(found.scores, wanted_one.scores, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(found.boxes, prepared.back(wanted_one.boxes), atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close(
+            found.boxes, clip(prepared.back(wanted_one.boxes), *picture.size), atol=1e-2, rtol=1e-4
+        )
 
 
 def test_at_strength_0_a_detector_that_keeps_classes_finds_them_as_its_base_does(tmp_path: Path) -> None:
@@ -127,6 +132,16 @@ def test_held_out_pictures_come_from_splits(tmp_path: Path) -> None:
     # Without a split all pictures are read, and those that are held out are not learned from.
     whole = build(recipe(tmp_path, path=str(folder), validation={"split": "val"}))
     assert len(whole.data) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["yolos", "conditional-detr"])
+def test_what_is_found_lies_in_its_picture(kind: str, tmp_path: Path) -> None:
+    """And not in the padding beside it."""
+    result = train(recipe(tmp_path, kind=kind))
+    wide = opened(tmp_path / "shapes")[0].crop((0, 0, 64, 24))
+    (found,) = TrainedDetector.load(result.adapter, model(kind)).predict([wide], 0.0)
+    assert len(found.boxes) and found.boxes.min() >= 0
+    assert (found.boxes <= torch.tensor([64.0, 24, 64, 24])).all()
 
 
 def test_the_preview_shows_pictures_and_a_table(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,9 +66,9 @@ def test_finds_what_its_own_program_finds(kind: str) -> None:
     detector = load(kind)
     one = picture(size=(60, 45))
     prepared = detector.prepare(one)
-    pixels = prepared.pixels[None]
-    (found,) = detector.find(detector.network, pixels, 0.0)
-    mask = detector._mask(pixels)
+    pixels, windows = prepared.pixels[None], prepared.window[None]
+    (found,) = detector.find(detector.network, pixels, 0.0, windows=windows)
+    mask = detector._mask(pixels, windows)
     with torch.no_grad():
         told = detector.network(pixels, **({} if mask is None else {"pixel_mask": mask}))
     # Shares are of the picture where positions are masked, else of the whole canvas.
@@ -158,15 +159,38 @@ def test_boxes_go_onto_the_prepared_picture_and_back(kind: str, size: tuple[int,
 
 def test_padding_is_masked_and_black_pictures_are_not_padding() -> None:
     detector = load("detr", size=(64, 64))
+    detector.processor.do_normalize = False  # black is then 0, as padding is
     for colour in ((0, 0, 0), (124, 116, 104)):
-        mask = detector._mask(detector.prepare(Image.new("RGB", (64, 32), colour)).pixels[None])
+        prepared = detector.prepare(Image.new("RGB", (64, 32), colour))
+        assert prepared.window.tolist() == [0, 0, 64, 32]
+        mask = detector._mask(prepared.pixels[None], prepared.window[None])
         assert mask is not None and mask[0, :32].all() and not mask[0, 32:].any()
+
+
+@pytest.mark.parametrize("kind", ["detr", "conditional-detr", "deformable-detr"])
+def test_boxes_are_shares_of_the_picture_and_not_of_its_canvas(kind: str) -> None:
+    """Whatever the pixels are: behind a stored prefix they are unknown."""
+    detector = load(kind, size=(64, 64))
+    prepared = detector.prepare(picture(size=(64, 32)))
+    given: dict[str, Any] = {}
+
+    def told(**values: Any) -> Any:
+        given.update(values)
+        return SimpleNamespace(loss=torch.zeros(()))
+
+    told.config = detector.network.config  # type: ignore[attr-defined]
+    whole = Truth(prepared.window[None], torch.tensor([0]))
+    nothing = torch.full_like(prepared.pixels, torch.nan)[None]
+    detector.loss(told, nothing, [whole], prepared.window[None])  # type: ignore[arg-type]
+    assert given["labels"][0]["boxes"].tolist() == [[0.5, 0.5, 1, 1]]
+    assert given["pixel_mask"].sum() == 64 * 32
 
 
 @pytest.mark.parametrize("kind", ["yolos", "deformable-detr", "rt-detr"])
 def test_a_saved_detector_finds_the_same(kind: str, tmp_path: Path) -> None:
     detector = load(kind, "blue", "green")
-    detector.save(tmp_path)
+    detector.network.save_pretrained(tmp_path)  # type: ignore[operator]
+    detector.processor.save_pretrained(tmp_path)
     again = load_detector(str(tmp_path), ("blue", "green"), keep=False)
     again.fit_to([(SIDE, SIDE)])
     pixels = detector.prepare(picture()).pixels[None]

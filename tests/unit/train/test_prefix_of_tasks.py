@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,39 @@ def _late_layers(values: dict[str, Any]) -> list[str]:
 def test_every_such_task_has_a_case() -> None:
     able = {name for name, task in registry.all_of("task").items() if task.record is not Task.record}
     assert able == SAME_EACH_TIME.keys()
+
+
+def padded_detr(folder: Path) -> dict[str, Any]:
+    """A DETR of which pictures of two shapes are padded to one canvas."""
+    from PIL import Image
+
+    from tests.tiny_detectors import save_tiny_detector, shapes
+
+    file = shapes(folder / "shapes", 6) / "coco.json"
+    told = json.loads(file.read_text())
+    for each in told["images"]:
+        each["width"], each["height"] = (64, 40) if each["id"] % 2 else (40, 64)
+        path = file.parent / each["file_name"]
+        Image.open(path).crop((0, 0, each["width"], each["height"])).save(path)
+        first = next(box for box in told["annotations"] if box["image_id"] == each["id"])
+        first["bbox"] = [4, 6, 30, 20]
+    firsts = {each["image_id"]: each for each in reversed(told["annotations"])}
+    told["annotations"] = list(firsts.values())
+    file.write_text(json.dumps(told))
+    return {
+        "model": str(save_tiny_detector(folder / "detr", "detr")),
+        "data": {"path": str(file.parent), "validation": {"fraction": 0.4}, "augment": None},
+    }
+
+
+def test_padding_is_known_behind_a_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(CASES, "object-detection", padded_detr)
+    plain, wanted = trained("object-detection", tmp_path, "never")
+    stored, found = trained("object-detection", tmp_path, "always")
+    assert list((tmp_path / "cache" / "lorimer" / "prefix").rglob("*.safetensors"))
+    torch.testing.assert_close(stored, plain, atol=1e-5, rtol=1e-4)
+    assert found == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("task", SAME_EACH_TIME)
