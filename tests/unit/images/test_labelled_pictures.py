@@ -161,6 +161,7 @@ def test_idx_files_are_read_with_names_for_their_numbers(zipped: bool, tmp_path:
         (b"\x00", "is no whole IDX file"),
         (gzip.compress(struct.pack(">HBB1I", 0, 8, 1, 2) + b"12")[:-12], "is no whole IDX file"),
     ],
+    ids=["short", "long", "doubles", "huge", "a byte", "cut"],
 )
 def test_broken_idx_files_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "x-idx1-ubyte"
