@@ -111,7 +111,8 @@ def find_pictures(place: str, split: str | None, columns: Columns) -> FoundPictu
             read_rows(place, split=split, subset=columns.subset, limit=columns.limit), path, columns
         )
     parts, names = _parts(path), _names_of(split or "train")
-    folder = next((part for name, part in parts.items() if name in names), None if parts else path)
+    alike = (part for name, part in parts.items() if name in names)
+    folder = parts.get((split or "train").lower()) or next(alike, None if parts else path)
     idx = idx_files(folder, names) if folder else None
     if folder is None or (split and names != SPLITS["train"] and not parts and not idx):
         known = f"it has {', '.join(parts)}" if parts else "it is in one piece"
