@@ -111,9 +111,10 @@ def find_pictures(place: str, split: str | None, columns: Columns) -> FoundPictu
             read_rows(place, split=split, subset=columns.subset, limit=columns.limit), path, columns
         )
     parts, names = _parts(path), _names_of(split or "train")
-    folder = next((part for name, part in parts.items() if name in names), None if parts else path)
+    alike = (part for name, part in parts.items() if name in names)
+    folder = parts.get((split or "train").lower()) or next(alike, None if parts else path)
     idx = idx_files(folder, names) if folder else None
-    if folder is None or (split and split not in SPLITS["train"] and not parts and not idx):
+    if folder is None or (split and names != SPLITS["train"] and not parts and not idx):
         known = f"it has {', '.join(parts)}" if parts else "it is in one piece"
         raise DataError(f"{path}: has no part {split!r}; {known}")
     if idx is not None:
@@ -148,7 +149,8 @@ def listed(place: str, problems: Sequence[str]) -> str:
 
 
 def _names_of(split: str) -> tuple[str, ...]:
-    return SPLITS.get(split, (split,))
+    name = split.lower()
+    return next((names for names in SPLITS.values() if name in names), (name,))
 
 
 def _parts(folder: Path) -> dict[str, Path]:

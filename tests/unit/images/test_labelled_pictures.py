@@ -238,6 +238,8 @@ def test_a_part_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read(tmp_path, "tset")
     with pytest.raises(DataError, match="has no part 'test'; it is in one piece"):
         read(tmp_path / "val", "test")
+    save_pictures(tmp_path / "dev", 1)
+    assert [len(read(tmp_path, each)[0]) for each in ("VAL", "dev", "training")] == [4, 2, 4]
 
 
 def test_names_of_folders_and_classes_are_labels_however_many(
