@@ -47,8 +47,8 @@ class BoxData(Section):
     bad_boxes: Literal["refuse", "leave-out"] = "refuse"
     """What becomes of boxes that do not fit their picture; both ways name the first 50."""
     resolution: PositiveInt | None = None
-    """Pixels of the longer side as the model sees pictures, for RT-DETR and NanoDet a multiple of 32; null:
-    as its image processor says."""
+    """Pixels of the longer side as the model sees pictures; null: as its image processor says. RT-DETR and
+    NanoDet want a multiple of 32."""
     augment: Augment | None = Augment()
     """How pictures are changed at random; null: never."""
     validation: HeldOutPictures = HeldOutPictures()

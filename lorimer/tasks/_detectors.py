@@ -55,12 +55,12 @@ def fill_new(network: nn.Module, new: Mapping[str, Sequence[int] | None], state:
                 continue
             if trained.rows is not None and trained.rows != tuple(rows or ()):
                 raise FileFormatError(
-                    f"{name}: the adapter has other rows than its base lacks: another base?"
+                    f"{name}: the adapter has rows that its base does not lack; is it another?"
                 )
-            value = parameter.data if trained.rows is None else parameter.data[list(trained.rows)]
-            if value.shape != trained.value.shape:
-                shapes = f"{tuple(trained.value.shape)} and not {tuple(value.shape)}"
-                raise FileFormatError(f"{name}: the adapter's has the shape {shapes}: another base?")
-            parameter.data[slice(None) if trained.rows is None else list(trained.rows)] = trained.value.to(
-                value
-            )
+            learned = slice(None) if trained.rows is None else list(trained.rows)
+            wanted, given = tuple(parameter.data[learned].shape), tuple(trained.value.shape)
+            if given != wanted:
+                raise FileFormatError(
+                    f"{name}: the adapter's shape is {given}, its base's {wanted}; is it another?"
+                )
+            parameter.data[learned] = trained.value.to(parameter)

@@ -8,7 +8,7 @@ import torch
 from lorimer.tasks._box_scores import average_precision
 from lorimer.tasks._detector import Found, Truth
 
-NAMES = ("cat", "dog", "never, there")
+NAMES = ("cat", "dog", 'never, "there"')
 BOXES = torch.tensor([[10.0, 10, 50, 50], [60, 60, 90, 100]])
 
 
@@ -64,5 +64,5 @@ def test_scaling_a_picture_changes_no_score() -> None:
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     scores = average_precision([truth(BOXES, 0, 2)], [found(BOXES, [0.9, 0.8], [0, 2])], NAMES)
     assert capsys.readouterr() == ("", "")
-    assert scores.as_table().splitlines()[-1] == '"never, there",1,1.0000,1.0000'
+    assert scores.as_table().splitlines()[-1] == '"never, ""there""",1,1.0000,1.0000'
     assert scores.as_metrics("known_").keys() == {"known_map", "known_map50", "known_map75"}

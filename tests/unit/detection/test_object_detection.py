@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 import lorimer
 from lorimer.cli import app
-from lorimer.errors import DataError, FileFormatError, RecipeError
+from lorimer.errors import DataError, FileFormatError, RecipeError, UsageError
 from lorimer.tasks._box_maths import clip
+from lorimer.tasks._detectors import fill_new, load_detector
 from lorimer.tasks._trained_detector import TrainedDetector
 from lorimer.train.engine import train
 from lorimer.train.recipe import Recipe, load_recipe
@@ -134,6 +135,50 @@ def test_held_out_pictures_come_from_splits(tmp_path: Path) -> None:
     assert len(whole.data) == 2  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("other", [("red",), ("red", "yellow"), ("red", "green", "yellow")])
+def test_another_base_is_refused(other: tuple[str, ...], tmp_path: Path) -> None:
+    """Rows of its head would be of other classes."""
+    result = train(recipe(tmp_path, keep_classes=True))
+    base = save_tiny_detector(tmp_path / "other", "yolos", other)
+    with pytest.raises(FileFormatError, match="is not the base of this adapter, whose head then has"):
+        TrainedDetector.load(result.adapter, str(base))
+    detector = load_detector(str(base), ("blue", "green"), keep=True)
+    if detector.new:  # as of files that do not tell their head
+        with pytest.raises(FileFormatError, match="rows that its base does not lack"):
+            fill_new(detector.network, detector.new, lorimer.read(result.adapter))
+
+
+def test_weights_that_cannot_read_pictures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"set train\.mixed_precision: bf16 as well"):
+        build(recipe(tmp_path, "train.base_dtype=bf16"))
+
+
+def test_the_order_of_numbers_is_that_of_the_learned_pictures_alone(tmp_path: Path) -> None:
+    folder = box_folders.objects(tmp_path / "boxes")
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["objects"]["bbox"] = [[x, y, x + w, y + h] for x, y, w, h in row["objects"]["bbox"]]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    other = box_folders.coco(tmp_path / "other", {"b": [("dog", (40, 5, 79, 59))]})
+    known = box_folders.coco(tmp_path / "known", {"c": [("cat", (50, 30, 79, 59))]})
+    wanted = {"path": str(folder), "box_format": "xyxy", "validation": {"path": str(other)}}
+    task: Any = build(recipe(tmp_path, **wanted, also_knows=str(known))).task
+    assert task.held_out.pictures[0].boxes.tolist() == [[40, 5, 79, 59]]
+    assert task._known.pictures[0].boxes.tolist() == [[50, 30, 79, 59]]
+
+
+def test_what_was_known_can_be_judged(tmp_path: Path) -> None:
+    red = shapes(tmp_path / "red", 2, ("red",))
+    with pytest.raises(RecipeError, match=r"no class 'red'; set data\.keep_classes: true"):
+        build(recipe(tmp_path, also_knows=str(red)))
+    bare = box_folders.coco(tmp_path / "bare", {"a": []})
+    with pytest.raises(DataError, match=r"data\.also_knows: no picture has a box"):
+        build(recipe(tmp_path, keep_classes=True, also_knows=str(bare)))
+    setup = build(recipe(tmp_path, also_knows=str(tmp_path / "shapes")))
+    told = setup.task.describe(setup.model, setup.data)
+    assert "also knows: 5 of its pictures are learned from, and tell little" in told
+
+
 @pytest.mark.parametrize("kind", ["yolos", "conditional-detr"])
 def test_what_is_found_lies_in_its_picture(kind: str, tmp_path: Path) -> None:
     """And not in the padding beside it."""
@@ -190,6 +235,27 @@ def test_predict_writes_what_coco_tools_read(tmp_path: Path, capsys: pytest.Capt
     for each in told["images"]:
         with Image.open(output / f"{each['id']:04d}-{Path(each['file_name']).stem}.png") as picture:
             assert max(picture.size) == 480
+
+
+def test_pictures_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    train(recipe(tmp_path))
+    for name in ("one", "two/deep"):
+        shapes(tmp_path / "sets" / name, 1)
+    asked = ["predict", str(tmp_path / "run")]
+    for inputs, wanted in (
+        (["sets"], ["one/001.png", "two/deep/001.png"]),
+        (["sets/one", "sets/two/deep"], [f"{tmp_path}/sets/{name}/001.png" for name in ("one", "two/deep")]),
+    ):
+        given = [str(tmp_path / each) for each in inputs]
+        CliRunner().invoke(app, [*asked, *given, "--output", str(tmp_path / "out")], catch_exceptions=False)
+        told = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert [each["file_name"] for each in told["images"]] == wanted
+    for options, message in (
+        (["--output", __file__], "is a file; name a folder"),
+        (["--column", "x"], "texts"),
+    ):
+        result = CliRunner().invoke(app, [*asked, *given, *options])
+        assert isinstance(result.exception, UsageError) and message in str(result.exception)
 
 
 def test_predict_needs_the_adapter_of_a_detector_and_a_base(tmp_path: Path) -> None:

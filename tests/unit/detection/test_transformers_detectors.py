@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lorimer.errors import FileFormatError
+from lorimer.errors import FileFormatError, UsageError
 from lorimer.tasks._detector import Truth
 from lorimer.tasks._detector_head import new_classes
 from lorimer.tasks._detectors import load_detector
@@ -196,6 +196,23 @@ def test_a_saved_detector_finds_the_same(kind: str, tmp_path: Path) -> None:
     pixels = detector.prepare(picture()).pixels[None]
     (one,), (other,) = (each.find(each.network, pixels, 0.0) for each in (detector, again))
     assert one.boxes.equal(other.boxes) and one.scores.equal(other.scores) and one.labels.equal(other.labels)
+
+
+@pytest.mark.parametrize("kind", ["rt-detr", "rt-detr-v2"])
+def test_a_size_that_scales_cannot_be_joined_in_is_refused(kind: str) -> None:
+    detector = load(kind)
+    detector.fit_to([(64, 64)], 96)
+    assert detector.canvas == (96, 96)
+    with pytest.raises(UsageError, match="multiples of 32 pixels, not in 100"):
+        detector.fit_to([(64, 64)], 100)
+
+
+def test_models_that_are_none_are_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(FileFormatError, match="transformers cannot load its model"):
+        load_detector(str(tmp_path), ("blue",), keep=False)
+    with pytest.raises(UsageError, match=r"no folder nanodet; scripts/nanodet_weights\.py"):
+        load_detector("nanodet", ("blue",), keep=False)
 
 
 def test_a_model_that_detects_nothing_is_refused(tmp_path: Path) -> None:
