@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "benchmark": f"images-{asked.work}",
         **measure.conditions(asked.seeds),
         "steps": asked.steps,
+        "folds": list(asked.folds) if asked.work == "stamps" else [],
         "contenders": {name: figures(of) for name, of in runs.items()},
     }
     print(report(result))
