@@ -43,7 +43,7 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts or pictures with a trained adapter, or find things in pictures.
+    """Say what texts or pictures are, or find things in pictures.
 
     Prints a line for each: the label and how sure the model is of it, a tab, and the text or the picture's
     name; with --json a line of JSON with the probability of every label. Several labels are given where each
