@@ -234,11 +234,10 @@ def _difference_elsewhere(
     company = max(_difference(states, each) for each in (backwards, alone, repeated))
     if not company <= ROUNDING:
         raise NoPrefixError("what the frozen layers give for an example depends on the rest of its batch")
-    if not _difference(repeated, evaluated) <= ROUNDING:
+    mode = _difference(repeated, evaluated)
+    if not mode <= ROUNDING:
         raise NoPrefixError("the frozen layers give something else in evaluation")
-    return max(
-        *(_difference(states, each) for each in (backwards, repeated)), _difference(repeated, evaluated)
-    )
+    return max(company, mode)
 
 
 def _difference(some: Sequence[States], others: Sequence[States]) -> float:
