@@ -16,6 +16,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +35,7 @@ _OF_A_ROW = {
     "choices",
     "tools",
 }  # lists in a row
+_LONGEST_FIELD = 2**27  # characters of a field of a table
 _SHOWN = 3  # how many reasons of one file are told
 
 
@@ -274,10 +276,19 @@ def _listed(value: Any, path: Path, problems: list[str]) -> Iterator[Row]:
             problems.append(f"row {number} is a {type(each).__name__}")
 
 
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Within, a field of a table may be as long as a book; the limit is the whole process's."""
+    former = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(former)
+
+
 def _table(separator: str) -> Callable[[Path, list[str]], Iterator[Row]]:
     def read(path: Path, problems: list[str]) -> Iterator[Row]:
-        csv.field_size_limit(2**27)
-        with _opened(path) as text:
+        with _long_fields(), _opened(path) as text:
             if separator == ",":
                 lines = csv.reader(text, strict=True)
             else:  # a tab ends a field, always

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -169,3 +170,10 @@ def test_nothing_there_is_refused(tmp_path: Path) -> None:
         read_rows(str(tmp_path / "missing.jsonl"))
     with pytest.raises(DataError, match="holds no data"):
         read_rows(str(tmp_path))
+
+
+def test_reading_a_table_leaves_the_limit_of_fields_as_it_was(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    (tmp_path / "long.csv").write_text(f'text,label\n"{"x" * 2 * before}",1\n"short",2\n')
+    assert len(read_rows(str(tmp_path / "long.csv")).rows) == 2
+    assert csv.field_size_limit() == before
