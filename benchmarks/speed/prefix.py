@@ -79,8 +79,9 @@ def compared(model: str, targets: list[str], options: argparse.Namespace, work: 
     kept = setups["always"].prefix
     assert kept is not None
     print(kept.note)
+    before = stored_bytes(work)
     filling = measure.timed(lambda: kept.fill(print))
-    stored = sum(file.stat().st_size for file in work.rglob("prefix/**/*.safetensors"))
+    stored = stored_bytes(work) - before
     steps = dict.fromkeys(setups, 0)
     seconds = measure.interleave(
         {name: partial(epoch, setup, steps, name) for name, setup in setups.items()}, options.rounds
@@ -94,6 +95,11 @@ def compared(model: str, targets: list[str], options: argparse.Namespace, work: 
         "stored_bytes": stored,
         "equal_to_the_bit": all(torch.equal(each, tensors[1][name]) for name, each in tensors[0].items()),
     }
+
+
+def stored_bytes(work: Path) -> int:
+    """What is kept in the store now."""
+    return sum(file.stat().st_size for file in work.rglob("prefix/**/*.safetensors"))
 
 
 def prepared(model: str, targets: list[str], wish: str, options: argparse.Namespace, output: Path) -> Setup:
