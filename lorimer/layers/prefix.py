@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -145,11 +145,9 @@ class Prefix:
                 raise _Reached
             return value
 
-        try:
-            with _instead(self.model, {path: partial(forward, path) for path in self.stored}):
-                run()
-        except _Reached:
-            pass
+        forwards = {path: partial(forward, path) for path in self.stored}
+        with suppress(_Reached), _instead(self.model, forwards):
+            run()
         return tuple(tensor for path in self.stored for tensor in found[path].tensors)
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorimer.tasks._base import Section
 from lorimer.tasks._box_maths import areas, clip
+from lorimer.tasks._image_augmentation import recoloured
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +69,7 @@ def augmented(one: Boxed, how: Augment, another: Callable[[], Boxed]) -> Boxed:
     if how.zoom:
         factor = math.exp(_between(-1.0, 1.0) * math.log1p(how.zoom))
         one = zoomed(one, factor, _between(0.0, 1.0), _between(0.0, 1.0), how.visible)
-    return _recoloured(one, how.colour) if how.colour else one
+    return replace(one, picture=recoloured(one.picture, how.colour)) if how.colour else one
 
 
 def mirrored(one: Boxed) -> Boxed:
@@ -133,15 +134,6 @@ def _mosaic(four: list[Boxed], visible: float) -> Boxed:
         boxes.append(each.boxes * scale + torch.tensor([left, top, left, top]))
         labels.append(each.labels)
     return _cut(canvas, torch.cat(boxes), torch.cat(labels), visible)
-
-
-def _recoloured(one: Boxed, most: float) -> Boxed:
-    from PIL import ImageEnhance
-
-    picture = one.picture
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = change(picture).enhance(1.0 + most * _between(-1.0, 1.0))
-    return Boxed(picture, one.boxes, one.labels)
 
 
 def _chance(probability: float) -> bool:

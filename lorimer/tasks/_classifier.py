@@ -94,6 +94,12 @@ def answer(logits: Tensor, kind: str, labels: Sequence[str]) -> dict[str, Any]:
     return {"labels": [labels[int(shares.argmax())]] if kind == "single" else several, "probabilities": named}
 
 
+def put_on(model: nn.Module, adapter: Path, strength: float) -> None:
+    """Load an adapter's file onto its base, ready to answer on the fastest device."""
+    lorimer.load(model, adapter).strength = strength
+    model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A base model with a trained adapter and head.
@@ -134,8 +140,7 @@ class Classifier:
         tokenizer.padding_side = "right"  # as in training
         model, new = load_with_head(base, labels or ("value",), tokenizer, dtype)
         fill(model, new, state)
-        lorimer.load(model, adapter).strength = strength
-        model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+        put_on(model, adapter, strength)
         length = int(facts.get("max_length", 256))
         return cls(model, tokenizer, facts["label_kind"], labels, length, facts.get("pair"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,20 @@ _FEW, _SOME, _MOST = 10, 30, 60  # labels up to which cells are so
 _WIDEST = 150  # a cell of few labels, whose names then lie
 _LONGEST = 220  # a name, in pixels
 _DEEP = (31, 92, 168)  # the colour of a cell that has all of its row
+
+
+def title_of(matrix: Tensor, run: str, step: int) -> str:
+    """What stands above pictures of how well a run does."""
+    count = int(matrix.sum())
+    return f"{run}, after {step} steps: {matrix.diag().sum().item() / count:.1%} of {count:,} right"
+
+
+def save_confusion(matrix: Tensor, names: Sequence[str], run: str, step: int, folder: Path) -> Path:
+    """The matrix as a picture in `folder`, which is made where there is none; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"confusion-{step:06d}.png"
+    draw_confusion(matrix, names, title_of(matrix, run, step)).save(path)
+    return path
 
 
 def draw_confusion(matrix: Tensor, names: Sequence[str], title: str) -> Image:

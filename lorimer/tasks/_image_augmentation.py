@@ -62,7 +62,7 @@ def augmented(picture: Image, augmentation: Augmentation, preparation: Preparati
     if augmentation.flip and _uniform() < 0.5:
         picture = picture.transpose(Images.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.colour:
-        picture = _recoloured(picture, augmentation.colour)
+        picture = recoloured(picture, augmentation.colour)
     return preparation(picture) if augmentation.crop is None else preparation.values(picture)
 
 
@@ -86,7 +86,8 @@ def random_box(size: tuple[int, int], smallest: float, ratio: float) -> tuple[fl
     return left, top, left + wide, top + high
 
 
-def _recoloured(picture: Image, most: float) -> Image:
+def recoloured(picture: Image, most: float) -> Image:
+    """Brightness, contrast and saturation, each times a factor of up to `most` less or more than 1."""
     from PIL import ImageEnhance
 
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):

@@ -13,7 +13,7 @@ from torch import nn
 
 import lorimer
 from lorimer.errors import FileFormatError
-from lorimer.tasks._classifier import answer, fill
+from lorimer.tasks._classifier import answer, fill, put_on
 from lorimer.tasks._image_models import load_image_model, logits_of
 from lorimer.tasks._image_preparation import Asked, Preparation
 
@@ -51,8 +51,7 @@ class ImageClassifier:
         labels = tuple(json.loads(facts["labels"]))
         found = load_image_model(base, labels or ("value",), Asked.read(facts["preparation"]))
         fill(found.model, found.new, state)
-        lorimer.load(found.model, adapter).strength = strength
-        found.model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+        put_on(found.model, adapter, strength)
         return cls(found.model, found.preparation, facts["label_kind"], labels)
 
     def predict(self, pictures: Sequence[Image]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,20 @@ def scores(logits: Tensor, target: Tensor, kind: str) -> dict[str, float]:
     if kind == "single":
         return of_single(logits, target)
     return of_multi(logits, target) if kind == "multi" else of_regression(logits[:, 0], target)
+
+
+def predicted(
+    logits_of: Callable[[dict[str, Tensor]], Tensor], batches: Iterable[dict[str, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, labels) and targets of all batches, on the CPU."""
+    found = [(logits_of(batch).cpu(), batch["label"].cpu()) for batch in batches]
+    return torch.cat([logits for logits, _ in found]), torch.cat([target for _, target in found])
+
+
+def judged(logits: Tensor, target: Tensor, kind: str, smoothing: float) -> dict[str, float]:
+    """The mean loss of held-out examples, and scores."""
+    loss = losses(logits, target, kind, smoothing).mean().item()
+    return {"validation_loss": loss, **scores(logits, target, kind)}
 
 
 def balanced(found: Sequence[Label], labels: Labels) -> list[float]:

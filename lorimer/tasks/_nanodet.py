@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from lorimer.models.nanodet import STRIDES, NanoDet, NanoDetConfig, points_of
 from lorimer.tasks._box_maths import clip, nms
 from lorimer.tasks._detector import Detector, Found, Prepared, Truth
 from lorimer.tasks._detector_head import new_classes
-from lorimer.tasks._nanodet_files import read_nanodet, write_nanodet
+from lorimer.tasks._nanodet_files import read_nanodet
 from lorimer.tasks._nanodet_loss import detection_loss, drift, expected_boxes
 
 if TYPE_CHECKING:
@@ -126,10 +126,6 @@ class NanoDetDetector(Detector):
 
     def describe(self) -> list[str]:
         return [f"pictures are fitted, with their ratio kept, into {self.side} x {self.side} pixels"]
-
-    def save(self, folder: Any) -> None:
-        """The base with its new head, as `load_nanodet` reads it."""
-        write_nanodet(self.network, self.config, Path(folder))
 
 
 def load_nanodet(

@@ -14,6 +14,7 @@ from torch import nn
 import lorimer
 from lorimer.errors import FileFormatError
 from lorimer.tasks._box_maths import clip
+from lorimer.tasks._classifier import put_on
 from lorimer.tasks._detector import Detector, Found
 from lorimer.tasks._detectors import fill_new, load_detector
 
@@ -57,8 +58,7 @@ class TrainedDetector:
         detector = load_detector(base, classes, keep, dtype).restored(facts)
         _require_head(facts, detector.names, base)
         fill_new(detector.network, detector.new, state)
-        lorimer.load(detector.network, adapter).strength = strength
-        detector.network.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+        put_on(detector.network, adapter, strength)
         return cls(detector, detector.network)
 
     def predict(

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +25,7 @@ from lorimer.tasks._base import Task
 from lorimer.tasks._checked_pictures import LabelledPicture, checked
 from lorimer.tasks._class_table import class_table
 from lorimer.tasks._classifier import spared_in
-from lorimer.tasks._confusion import draw_confusion
+from lorimer.tasks._confusion import save_confusion, title_of
 from lorimer.tasks._fixed_examples import FixedExamples, behind, recorded_rows, stacked_states
 from lorimer.tasks._held_out_pictures import (
     by_folds,
@@ -37,7 +38,7 @@ from lorimer.tasks._image_augmentation import Augmentation, augmented
 from lorimer.tasks._image_models import ImageModel, load_image_model, logits_of, shown_image_model
 from lorimer.tasks._image_preparation import Preparation
 from lorimer.tasks._image_sections import ImageData, ImageObjective
-from lorimer.tasks._label_losses import balanced, losses, scores, targets
+from lorimer.tasks._label_losses import balanced, judged, losses, predicted, targets
 from lorimer.tasks._labelled_pictures import Columns, find_pictures, held_out_split
 from lorimer.tasks._labels import Labels, find_labels
 from lorimer.tasks._mistakes import draw_mistakes, worst_mistakes
@@ -223,15 +224,12 @@ class ImageClassification(Task):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if self.held_out is None:
             return {}
-        logits, labels = self._predicted(model)
         smoothing = self.recipe.objective.label_smoothing
-        loss = losses(logits, labels, self.labels.kind, smoothing).mean().item()
-        return {"validation_loss": loss, **scores(logits, labels, self.labels.kind)}
+        return judged(*self._predicted(model), self.labels.kind, smoothing)
 
     def _predicted(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Logits and labels of all held-out pictures, on the CPU."""
-        found = [(self._logits(model, batch).cpu(), batch["label"].cpu()) for batch in self._batches(model)]
-        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+        return predicted(partial(self._logits, model), self._batches(model))
 
     def _batches(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
         """Held-out pictures in their order."""
@@ -254,13 +252,10 @@ class ImageClassification(Task):
         if self.labels.kind == "multi":
             return [table]
         matrix = confusion(logits.argmax(1), labels, len(self.labels.names))
-        accuracy = matrix.diag().sum().item() / len(labels)
-        title = f"{self.recipe.name}, after {step} steps: {accuracy:.1%} of {len(labels):,} right"
-        path = folder / f"confusion-{step:06d}.png"
-        draw_confusion(matrix, self.labels.names, title).save(path)
-        files = [table, path]
+        files = [table, save_confusion(matrix, self.labels.names, self.recipe.name, step, folder)]
         if mistakes := worst_mistakes(logits, labels):
             sheet = folder / f"mistakes-{step:06d}.png"
+            title = title_of(matrix, self.recipe.name, step)
             draw_mistakes(mistakes, self.held_out.pictures, self.labels.names, title).save(sheet)
             files.append(sheet)
         return files

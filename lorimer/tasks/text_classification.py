@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,10 +23,10 @@ from lorimer.errors import RecipeError
 from lorimer.tasks._base import Section, Task
 from lorimer.tasks._classified_texts import Text, as_texts
 from lorimer.tasks._classifier import MAY_LACK, heads_of, load_with_head, spared_in
-from lorimer.tasks._confusion import draw_confusion
+from lorimer.tasks._confusion import save_confusion
 from lorimer.tasks._fixed_examples import FixedExamples, behind
 from lorimer.tasks._held_out import split
-from lorimer.tasks._label_losses import balanced, losses, scores, targets
+from lorimer.tasks._label_losses import balanced, judged, losses, predicted, targets
 from lorimer.tasks._labels import Labels, find_labels
 from lorimer.tasks._language_files import load_tokenizer, within_positions
 from lorimer.tasks._model_files import shown_name
@@ -235,15 +236,12 @@ class TextClassification(Task):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if self.held_out is None:
             return {}
-        logits, labels = self._predicted(model)
-        kind, smoothing = self.labels.kind, self.recipe.objective.label_smoothing
-        loss = losses(logits, labels, kind, smoothing).mean().item()
-        return {"validation_loss": loss, **scores(logits, labels, kind)}
+        smoothing = self.recipe.objective.label_smoothing
+        return judged(*self._predicted(model), self.labels.kind, smoothing)
 
     def _predicted(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Logits and labels of all held-out texts, on the CPU."""
-        found = [(self._logits(model, batch).cpu(), batch["label"].cpu()) for batch in self._batches(model)]
-        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+        return predicted(partial(self._logits, model), self._batches(model))
 
     def _batches(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
         """Held-out texts, shortest first, so that batches need little padding."""
@@ -261,12 +259,7 @@ class TextClassification(Task):
             return []
         logits, labels = self._predicted(model)
         matrix = confusion(logits.argmax(1), labels, len(self.labels.names))
-        accuracy = matrix.diag().sum().item() / len(labels)
-        title = f"{self.recipe.name}, after {step} steps: {accuracy:.1%} of {len(labels):,} right"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"confusion-{step:06d}.png"
-        draw_confusion(matrix, self.labels.names, title).save(path)
-        return [path]
+        return [save_confusion(matrix, self.labels.names, self.recipe.name, step, folder)]
 
     def describe(self, model: nn.Module, data: Dataset[Any]) -> list[str]:
         if self._layers is None:
