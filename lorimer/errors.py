@@ -16,7 +16,9 @@ A message names the place, what is wrong, and the mend.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+_SHOWN_PROBLEMS = 50
 
 
 class LorimerError(Exception):
@@ -69,3 +71,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'rank'?"`` for a near miss, else an empty string; made to end a message."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+
+
+def listed(place: str, problems: Sequence[str]) -> str:
+    """All that is wrong, as one message."""
+    shown, more = "\n  ".join(problems[:_SHOWN_PROBLEMS]), len(problems) - _SHOWN_PROBLEMS
+    head = f"{place}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  {shown}"
+    return head + (f"\n  and {more} more" if more > 0 else "")

@@ -46,6 +46,8 @@ class Task(ABC):
     Objective: ClassVar[type[Section]] = Section
     Preview: ClassVar[type[Section]] = Section
     rests: ClassVar[bool] = False  # whether layers may learn nothing for long, as a detector's of some size
+    held_out: Dataset[Any] | None = None  # what `evaluate` reads, once `data` has been called
+    prefix: Prefix | None = None  # set where batches may bring the "states" behind it
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -99,9 +101,6 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean loss of one batch, a scalar. Draws random numbers from torch's global generator alone."""
-
-    held_out: Dataset[Any] | None = None  # what `evaluate` reads, once `data` has been called
-    prefix: Prefix | None = None  # set where batches may bring the "states" behind it
 
     def ragged(self, batch: Any) -> bool:
         """Whether tensors within the model do not begin with the examples of a batch."""

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lorimer.errors import DataError, suggest
+from lorimer.errors import DataError, listed, suggest
 from lorimer.tasks._box_pictures import BoxPicture, Layout, WrittenBox, WrittenPicture, WrittenSet
-from lorimer.tasks._labelled_pictures import listed
 from lorimer.tasks._picture_decoding import decode, on_white
 from lorimer.tasks._picture_duplicates import Likeness, likeness
 

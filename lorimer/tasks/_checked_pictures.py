@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorimer.errors import DataError
-from lorimer.tasks._labelled_pictures import Found, FoundPictures, Readable, listed
+from lorimer.errors import DataError, listed
+from lorimer.tasks._labelled_pictures import Found, FoundPictures, Readable
 from lorimer.tasks._labels import Label, Labels, is_missing, told_labels
 from lorimer.tasks._picture_decoding import decode, on_white
 from lorimer.tasks._picture_duplicates import Likeness, likeness

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorimer.errors import DataError
+from lorimer.errors import DataError, listed
 from lorimer.tasks._idx_files import IdxPicture, idx_files, read_idx
 from lorimer.tasks._picture_decoding import Stored
 from lorimer.tasks._picture_folder import METADATA_FILES, OTHER_PICTURE_SUFFIXES, PICTURE_SUFFIXES
@@ -31,7 +31,7 @@ SPLITS = {
     "test": ("test", "testing", "t10k"),
 }
 _COLUMNS = ("file_name", "image", "img", "picture", "path", "image_path", "file", "filename", "filepath")
-_SHOWN, _SHOWN_PROBLEMS = 3, 50
+_SHOWN = 3
 
 
 class Readable(Protocol):
@@ -139,13 +139,6 @@ def held_out_split(place: str, trained: str | None = None) -> str | None:
         if trained not in names and (names & parts.keys() or idx_files(path, SPLITS[split])):
             return split
     return None
-
-
-def listed(place: str, problems: Sequence[str]) -> str:
-    """All that is wrong, as one message."""
-    shown, more = "\n  ".join(problems[:_SHOWN_PROBLEMS]), len(problems) - _SHOWN_PROBLEMS
-    head = f"{place}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  {shown}"
-    return head + (f"\n  and {more} more" if more > 0 else "")
 
 
 def _names_of(split: str) -> tuple[str, ...]:

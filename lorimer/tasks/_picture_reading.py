@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from lorimer.errors import DataError, RecipeError
+from lorimer.errors import DataError, RecipeError, listed
 from lorimer.tasks._picture_buckets import Placement, Size, assign, buckets, place
 from lorimer.tasks._picture_data import Picture
 from lorimer.tasks._picture_decoding import Stored, decode, has_alpha, on_white, under_alpha
@@ -31,7 +31,6 @@ from lorimer.tasks._picture_sources import Entry, Source, resolved, sources_of
 
 # A picture that would have to be enlarged more than this many times teaches blur.
 MAX_ENLARGEMENT = 2
-_SHOWN_PROBLEMS = 50
 _MAX_MASK_DISTORTION = 0.02
 
 
@@ -140,12 +139,7 @@ def _read_all(sources: Sequence[Source], seed: int) -> list[list[Picture]]:
         problems += own
     if problems:
         head = "data" if several else f"data.path {sources[0].path}"
-        shown = "\n  ".join(problems[:_SHOWN_PROBLEMS])
-        more = len(problems) - _SHOWN_PROBLEMS
-        raise DataError(
-            f"{head}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  {shown}"
-            + (f"\n  and {more} more" if more > 0 else "")
-        )
+        raise DataError(listed(head, problems))
     return found
 
 

@@ -63,7 +63,7 @@ def capture(setup: Setup, step: int, trainer: dict[str, Any]) -> Checkpoint:
 def had_prefix(folder: RunFolder) -> bool | None:
     """Whether the run that is to go on stored what its frozen layers give; None where it has not begun."""
     place = newest_checkpoint(folder.checkpoints) if folder.recipe.exists() else None
-    return None if place is None else read_checkpoint(place).trainer["prefix"]
+    return None if place is None else read_checkpoint(place).trainer.get("prefix", False)
 
 
 def restore(setup: Setup, folder: RunFolder) -> dict[str, Any] | None:
