@@ -15,8 +15,6 @@ from lorimer.errors import UsageError
 from lorimer.train.recipe import Recipe, load_recipe
 from lorimer.train.run_folder import RunFolder
 
-TASKS = ("text-generation", "text-classification")
-
 
 def run_recipe(source: Path, *tasks: str) -> Recipe | None:
     """The recipe of a run of one of these tasks; None for a file.
@@ -52,16 +50,6 @@ def base_of(source: Path, recipe: Recipe | None, model: str | None) -> str:
         hint = f"; the file names {named!r}" if named else ""
         raise UsageError(f"{source}: say which base model to load with --model{hint}")
     return named
-
-
-def is_text_adapter(source: Path) -> bool:
-    """Whether a run or a file holds an adapter of one of the tasks on texts.
-
-    Raises:
-        UsageError: the run has no adapter yet.
-        FileFormatError: the file is broken.
-    """
-    return lorimer.read(adapter_file(source)).metadata.get("task") in TASKS
 
 
 def put_on(model: nn.Module, source: Path, strength: float, others: Sequence[str]) -> dict[str, float]:

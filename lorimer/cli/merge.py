@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,10 @@ from lorimer.cli._options import AdapterSource, AsJson, BaseModel, Precision
 if TYPE_CHECKING:
     import torch
 
-    from lorimer.ops.merge import MergeReport
-    from lorimer.ops.merge_files import FilesReport
+Merged = tuple[str, Sequence[str], Sequence[str]]  # the base, parameters that changed, notes for a person
+
+# Tasks whose models are loaded as a whole, with a head that is new; others are merged file by file.
+_WHOLE_MODELS = ("text-generation", "text-classification", "image-classification", "object-detection")
 
 
 def merge(
@@ -32,37 +35,42 @@ def merge(
 
     A checkpoint file gives a checkpoint file, and a folder a folder in diffusers' layout, or, named so, a
     checkpoint file. Tensor by tensor, so models larger than memory will do; what the adapter leaves alone
-    stays as it was, to the bit. A language model or a classifier gives a folder in transformers' layout,
-    with its tokenizer and its head. Any program that loads the base loads the result, with no adapter to
-    apply.
+    stays as it was, to the bit. A language model, a classifier or a detector gives a folder in
+    transformers' layout, with its head and its tokenizer or image processor. Any program that loads the base
+    loads the result, with no adapter to apply.
     """
-    from lorimer.cli._texts import is_text_adapter
+    import lorimer
+    from lorimer.cli._runs import adapter_file
     from lorimer.ops.convert import precision
 
     kind = None if dtype is None else precision(dtype)
-    write = _text_model if is_text_adapter(source) else _picture_model
-    base, report = write(source, model, output, strength, kind)
-    place = "file" if output.is_file() else "folder"
-    facts = {place: str(output), "base_model": base, "strength": strength}
-    told = {**facts, "merged": len(report.merged)}
-    typer.echo(json.dumps(told) if as_json else f"wrote {output}\n{report}")
+    whole = lorimer.read(adapter_file(source)).metadata.get("task") in _WHOLE_MODELS
+    write = _whole_model if whole else _drawing_model
+    base, merged, notes = write(source, model, output, strength, kind)
+    if as_json:
+        place = "file" if output.is_file() else "folder"
+        facts = {place: str(output), "base_model": base, "strength": strength}
+        typer.echo(json.dumps({**facts, "merged": len(merged), "notes": notes}))
+    else:
+        typer.echo("\n".join([f"wrote {output}", f"{len(merged)} parameters merged", *notes]))
 
 
-def _picture_model(
+def _drawing_model(
     source: Path, model: str | None, output: Path, strength: float, dtype: torch.dtype | None
-) -> tuple[str, FilesReport]:
+) -> Merged:
     from lorimer.cli._stored import merging
 
     merged = merging(source, model, strength, dtype)
-    return merged.files.source, merged.write(output)
+    return merged.files.source, merged.write(output).merged, ()
 
 
-def _text_model(
+def _whole_model(
     source: Path, model: str | None, output: Path, strength: float, dtype: torch.dtype | None
-) -> tuple[str, MergeReport]:
+) -> Merged:
     from lorimer.cli._merged_folder import write_merged_folder
     from lorimer.cli._runs import adapter_file
-    from lorimer.cli._texts import TASKS, base_of, run_recipe
+    from lorimer.cli._texts import base_of, run_recipe
 
-    base = base_of(source, run_recipe(source, *TASKS), model)
-    return base, write_merged_folder(adapter_file(source), base, output, strength, dtype)
+    base = base_of(source, run_recipe(source, *_WHOLE_MODELS), model)
+    report = write_merged_folder(adapter_file(source), base, output, strength, dtype)
+    return base, report.merged, report.notes

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -37,8 +37,14 @@ class ImageClassifier:
     labels: tuple[str, ...]
 
     @classmethod
-    def load(cls, adapter: Path, base: str, strength: float = 1.0) -> ImageClassifier:
-        """The classifier of an adapter's file, on the fastest device.
+    def load(
+        cls,
+        adapter: Path,
+        base: str,
+        strength: float = 1.0,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+    ) -> ImageClassifier:
+        """The classifier of an adapter's file, on the fastest device; `dtype` as for `load_image_model`.
 
         Raises:
             FileFormatError: the file is of no classifier of pictures, or does not fit the base.
@@ -49,7 +55,7 @@ class ImageClassifier:
         if "preparation" not in facts or "labels" not in facts:
             raise FileFormatError(f"{adapter}: is not the adapter of a classifier of pictures")
         labels = tuple(json.loads(facts["labels"]))
-        found = load_image_model(base, labels or ("value",), Asked.read(facts["preparation"]))
+        found = load_image_model(base, labels or ("value",), Asked.read(facts["preparation"]), dtype)
         fill(found.model, found.new, state)
         put_on(found.model, adapter, strength)
         return cls(found.model, found.preparation, facts["label_kind"], labels)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import lorimer
 from lorimer.cli import app
-from lorimer.cli._merged_folder import _adapted
+from lorimer.cli._merged_folder import adapted_base
 from lorimer.errors import UsageError
 from lorimer.train.engine import train
 from lorimer.train.recipe import load_recipe
@@ -162,8 +162,8 @@ def test_a_merged_folder_is_the_model_with_its_adapter(talker: Path, judge: Path
         assert told["merged"] > 0 and told["folder"] == str(output)
         merged = auto.from_pretrained(output).eval()
         ids = AutoTokenizer.from_pretrained(output)("so good?", return_tensors="pt").input_ids
-        adapted, _ = _adapted(run / "adapter" / "adapter.safetensors", str(run.parent / "model"), 0.5)
-        wanted = adapted(input_ids=ids).logits
+        file = run / "adapter" / "adapter.safetensors"
+        wanted = adapted_base(file, str(run.parent / "model"), 0.5).model(input_ids=ids).logits
         torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=1e-5, rtol=SAME_NETWORK_OUTPUT)
         plain = auto.from_pretrained(run.parent / "model").eval()(input_ids=ids).logits
         assert plain.shape != wanted.shape or not torch.allclose(plain, wanted, atol=1e-3)
