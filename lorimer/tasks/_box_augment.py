@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorimer.tasks._base import Section
 from lorimer.tasks._box_maths import areas, clip
-from lorimer.tasks._image_augmentation import recoloured
+from lorimer.tasks._image_augmentation import recoloured, uniform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,8 +67,8 @@ def augmented(one: Boxed, how: Augment, another: Callable[[], Boxed]) -> Boxed:
     if _chance(how.vertical_flip):
         one = upside_down(one)
     if how.zoom:
-        factor = math.exp(_between(-1.0, 1.0) * math.log1p(how.zoom))
-        one = zoomed(one, factor, _between(0.0, 1.0), _between(0.0, 1.0), how.visible)
+        factor = math.exp(uniform(-1.0, 1.0) * math.log1p(how.zoom))
+        one = zoomed(one, factor, uniform(0.0, 1.0), uniform(0.0, 1.0), how.visible)
     return replace(one, picture=recoloured(one.picture, how.colour)) if how.colour else one
 
 
@@ -121,7 +121,7 @@ def _mosaic(four: list[Boxed], visible: float) -> Boxed:
     from PIL import Image as Images
 
     canvas = Images.new("RGB", four[0].picture.size, _GREY)
-    x, y = (round(side * _between(*_SEAM)) for side in canvas.size)
+    x, y = (round(side * uniform(*_SEAM)) for side in canvas.size)
     boxes, labels = [], []
     for place, each in enumerate(four):
         right, below = place % 2, place // 2
@@ -138,7 +138,3 @@ def _mosaic(four: list[Boxed], visible: float) -> Boxed:
 
 def _chance(probability: float) -> bool:
     return probability > 0.0 and torch.rand(()).item() < probability
-
-
-def _between(low: float, high: float) -> float:
-    return low + (high - low) * torch.rand(()).item()

@@ -49,7 +49,7 @@ def augmented(picture: Image, augmentation: Augmentation, preparation: Preparati
     from PIL import Image as Images
 
     if augmentation.rotation:
-        angle = _uniform(-augmentation.rotation, augmentation.rotation)
+        angle = uniform(-augmentation.rotation, augmentation.rotation)
         picture = picture.rotate(angle, Images.Resampling.BILINEAR, fillcolor="white")
     if augmentation.crop is not None:
         geometry = preparation.geometry
@@ -59,7 +59,7 @@ def augmented(picture: Image, augmentation: Augmentation, preparation: Preparati
             picture = replace(geometry, height=times * geometry.height, width=times * geometry.width)(picture)
         box = random_box(picture.size, augmentation.crop, geometry.width / geometry.height)
         picture = picture.resize((geometry.width, geometry.height), geometry.resample, box)
-    if augmentation.flip and _uniform() < 0.5:
+    if augmentation.flip and uniform() < 0.5:
         picture = picture.transpose(Images.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.colour:
         picture = recoloured(picture, augmentation.colour)
@@ -75,11 +75,11 @@ def random_box(size: tuple[int, int], smallest: float, ratio: float) -> tuple[fl
     """
     width, height = size
     for _ in range(_TRIES):
-        area = width * height * _uniform(smallest, 1.0)
-        shape = ratio * math.exp(_uniform(*map(math.log, _RATIOS)))
+        area = width * height * uniform(smallest, 1.0)
+        shape = ratio * math.exp(uniform(*map(math.log, _RATIOS)))
         wide, high = math.sqrt(area * shape), math.sqrt(area / shape)
         if wide <= width and high <= height:
-            left, top = _uniform(0.0, width - wide), _uniform(0.0, height - high)
+            left, top = uniform(0.0, width - wide), uniform(0.0, height - high)
             return left, top, left + wide, top + high
     wide, high = min(width, height * ratio), min(height, width / ratio)
     left, top = (width - wide) / 2, (height - high) / 2
@@ -91,9 +91,10 @@ def recoloured(picture: Image, most: float) -> Image:
     from PIL import ImageEnhance
 
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = change(picture).enhance(_uniform(1.0 - most, 1.0 + most))
+        picture = change(picture).enhance(uniform(1.0 - most, 1.0 + most))
     return picture
 
 
-def _uniform(low: float = 0.0, high: float = 1.0) -> float:
+def uniform(low: float = 0.0, high: float = 1.0) -> float:
+    """A number drawn between two."""
     return low + (high - low) * torch.rand(()).item()
