@@ -241,8 +241,9 @@ def test_pictures_are_learned_in_three_ways(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         images,
         "run",
-        lambda work, name, options: one_training(options.get("program", "lorimer"), work, options),
+        lambda work, name, options, threads: one_training(options.get("program", "lorimer"), work, options),
     )
+    monkeypatch.setattr(images, "AT_ONCE", 1)
     monkeypatch.setattr(images, "recipe", lambda data: {**whole(data), **tiny})
     asked = ["stamps", "--images", str(tmp_path), "--folds", "1", "--seeds", "1", "--steps", "2"]
     images.main([*asked, "--rates", "in full=0.002", "--results", str(tmp_path)])
