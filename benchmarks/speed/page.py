@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import sentiment
+from benchmarks.quality import detection, images, sentiment
 from benchmarks.speed import attention, full_size, int8, mixed, prefix, scale, step, time_to_quality
 from benchmarks.speed._measure import RESULTS
 
@@ -59,6 +59,8 @@ def section(result: Mapping[str, Any]) -> str:
         "time_to_quality": time_to_quality.report,
         "sentiment": sentiment.report,
         "prefix": prefix.report,
+        "images": images.report,
+        "detection": detection.report,
     }
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     conditions = f"{result['hardware']}; {result['threads']} threads; {result['rounds']} rounds; {versions}."
