@@ -7,10 +7,9 @@
 EfficientNet-Lite0 with ImageNet's weights on Tux Paint's photographs (7 labels, five folds, another five
 for each seed) or on 5,000 pictures of Fashion-MNIST, judged by its 10,000 others, at 96 px. Each run is a
 process of its own, with a thread, two at a time; for seconds one of each contender runs alone with all
-threads. Training in full is a plain loop over the same pictures in the same order, with the same loss and
-the same moving average of what is trained; the linear classifier is scikit-learn's, on what the frozen
-network gives its head. Memory is the resident high-water mark between the first step and the last, and what
-of it was not there before.
+threads. Training in full is a plain loop over the same pictures in the same order, with the same loss; the
+linear classifier is scikit-learn's, on what the frozen network gives its head. Memory is the resident
+high-water mark between the first step and the last, and what of it was not there before.
 """
 
 from __future__ import annotations
@@ -29,14 +28,7 @@ from benchmarks.speed.time_to_quality import run
 
 LORA, FULL, LINEAR = "lorimer, LoRA rank 8", "in full", "frozen, linear classifier"
 LATER = [r"re:blocks\.(9|1[0-5])\.(expand|project)", "head.conv"]
-TRAIN = {
-    "batch_size": 16,
-    "schedule": "linear",
-    "warmup_steps": 0,
-    "ema": 0.97,
-    "checkpoint_every": 0,
-    "preview_every": 0,
-}
+TRAIN = {"batch_size": 16, "schedule": "linear", "warmup_steps": 0, "checkpoint_every": 0, "preview_every": 0}
 AT_ONCE = 2
 # Of the rates tried on folds that are not reported.
 CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {

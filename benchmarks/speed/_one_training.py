@@ -218,10 +218,7 @@ def _sentiment(values: dict[str, Any]) -> Any:
 
 def plain_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> None:
     """Every weight of a classifier of pictures trained in a plain loop, on the same pictures in the same
-    order: AdamW, a rate that falls to 0, the recipe's moving average of the weights, norms that go on
-    gathering their statistics where asked."""
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
+    order: AdamW, a rate that falls to 0, norms that go on gathering their statistics where asked."""
     from lorimer.tasks.image_classification import ImageClassification
     from lorimer.train.order import Order, SeededExamples
     from lorimer.train.recipe import load_recipe
@@ -236,12 +233,10 @@ def plain_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> No
     batch_size = task.recipe.train.batch_size
     optimizer = torch.optim.AdamW(model.parameters(), options["rate"], weight_decay=0.01)
     rates = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    kept = task.recipe.train.ema
-    average = kept and AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(kept))
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
-        return task.evaluate((average.module if average else model).eval())
+        return task.evaluate(model.eval())
 
     clock.judge(0, evaluate)
     examples = SeededExamples(data, seed)
@@ -251,8 +246,6 @@ def plain_run(work: dict[str, Any], options: dict[str, Any], clock: Clock) -> No
         optimizer.step()
         rates.step()
         optimizer.zero_grad()
-        if average:
-            average.update_parameters(model)
         if step % every == 0:
             clock.judge(step, evaluate)
     with tempfile.TemporaryDirectory() as folder:
