@@ -13,6 +13,7 @@ are surer than 0.3: the base agrees with itself by 1, also under the trained ada
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -170,9 +171,10 @@ def report(result: Mapping[str, Any]) -> str:
     ]
     told = f"{result['seconds']} s, {result['written_mb']} MB written, "
     told += f"strength 0 differs by {result['strength_0_differs_by']:.1e}"
-    return "\n\n".join(
-        [measure.table(["step", "mAP50", "mAP", "COCO, mAP50"], rows), told, result["classes"]]
-    )
+    header, *classes = csv.reader(result["classes"].splitlines())
+    header = [name.replace("_", " ") for name in header]
+    curve = measure.table(["step", "mAP50", "mAP", "COCO, mAP50"], rows)
+    return "\n\n".join([curve, told, measure.table(header, classes)])
 
 
 def parser() -> argparse.ArgumentParser:
