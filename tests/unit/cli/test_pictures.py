@@ -125,6 +125,7 @@ def test_merged_folder_gives_what_the_live_adapter_gives(
         "base_model": str(base),
         "strength": strength,
         "merged": len(library.read(adapter).layers) if strength else 0,
+        "notes": [],
     }
     live, merged = load_diffusion(str(base)), load_diffusion(str(tmp_path / "merged"))
     library.load(live, adapter).strength = strength
