@@ -45,12 +45,14 @@ def write_merged_folder(
         dtype: precision of the weights; None keeps the base's own.
 
     Raises:
-        UsageError: there is something at `output`, or the adapter is of a task that has no such folder.
+        UsageError: `output` is there, or named like a file; or the adapter is of a task that has no such folder.
         FileFormatError: the adapter or the base cannot be read, or they do not fit each other.
         LorimerError: the adapter cannot be merged, or would give NaN; nothing is written.
     """
     if output.exists():
         raise UsageError(f"{output} exists already; name another folder or remove it")
+    if output.suffix == ".safetensors":
+        raise UsageError(f"--output: {output}: such a model becomes a folder; name it without .safetensors")
     adapted = adapted_base(adapter, base, strength)
     report = lorimer.merge(adapted.model, keep_original=False)
     if dtype is not None:

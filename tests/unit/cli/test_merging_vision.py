@@ -122,3 +122,6 @@ def test_a_folder_that_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     with pytest.raises(UsageError, match="exists already"):
         merged(tmp_path)
+    with pytest.raises(UsageError, match=r"becomes a folder; name it without \.safetensors"):
+        merged(tmp_path, "--output", tmp_path / "model.safetensors")
+    assert not (tmp_path / "model.safetensors").exists()
