@@ -45,7 +45,7 @@ def write_merged_folder(
         dtype: precision of the weights; None keeps the base's own.
 
     Raises:
-        UsageError: `output` is there, or named like a file; or the adapter is of a task that has no such folder.
+        UsageError: `output` is there or named like a file, or the adapter's task has no such folder.
         FileFormatError: the adapter or the base cannot be read, or they do not fit each other.
         LorimerError: the adapter cannot be merged, or would give NaN; nothing is written.
     """
