@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
+    from lorimer.attachment.attached import AttachedAdapter
     from lorimer.layers.prefix import Prefix
     from lorimer.train.recipe import Recipe
 
@@ -105,6 +106,18 @@ class Task(ABC):
     def ragged(self, batch: Any) -> bool:
         """Whether tensors within the model do not begin with the examples of a batch."""
         return False
+
+    def begin(self, adapter: AttachedAdapter, batches: Iterable[Any]) -> str:
+        """Begin what of the adapter should start otherwise than its method has it; called once, before the
+        first step, in evaluation mode. Returns what was done, for people; empty for nothing.
+
+        Args:
+            batches: the examples of the first epoch, on the device; what is not read is not computed.
+
+        Raises:
+            RecipeError: it cannot be, as the recipe has it.
+        """
+        return ""
 
     def record(self, model: nn.Module, batch: Any) -> list[tuple[Tensor, ...]]:
         """Of each example of a batch what `prefix` gives for it. A task that can, reads `FixedExamples`, and

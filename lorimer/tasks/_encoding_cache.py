@@ -32,7 +32,7 @@ Encoding = dict[str, Tensor]
 Item = TypeVar("Item")
 
 _IN_USE = 24 * 3600.0  # seconds; an encoding that was used so lately may be one of a run that goes on
-MEMORY_BYTES = 2**30  # encodings beyond this are read from disk again whenever they are needed
+MEMORY_BYTES = 2**30
 
 
 def default_cache_folder() -> Path:
@@ -49,6 +49,7 @@ class EncodingCache:
         encoders: the frozen modules, and tokenizers before them, that are part of every key.
         more: what else decides what comes out.
         mend: what a person can do who has no room in the folder.
+        memory_bytes: of encodings that stay in memory; others are read again whenever they are needed.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class EncodingCache:
         encoders: Iterable[Any],
         more: str = "",
         mend: str = "name another folder for encodings with data.cache",
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        self.folder, self.mend = folder, mend
+        self.folder, self.mend, self.memory_bytes = folder, mend, memory_bytes
         self.fingerprint = "".join([*map(fingerprint, encoders), more])
         self.hits = 0
         self.misses = 0
@@ -134,7 +136,7 @@ class EncodingCache:
 
     def _remember(self, key: str, encoding: Encoding) -> None:
         size = sum(tensor.nbytes for tensor in encoding.values())
-        if key not in self._memory and self._memory_bytes + size <= MEMORY_BYTES:
+        if key not in self._memory and self._memory_bytes + size <= self.memory_bytes:
             self._memory[key] = encoding
             self._memory_bytes += size
 

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from lorimer.tasks._base import Section
 from lorimer.tasks._image_augmentation import Augmentation
 from lorimer.tasks._image_preparation import Asked, Fit
+from lorimer.tasks._label_sections import LabelObjective
 
 Channels = tuple[float, float, float]
 PositiveChannels = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
@@ -97,13 +98,9 @@ class ImageData(Section):
         return Asked(self.size, self.fit, self.mean, self.std)
 
 
-class ImageObjective(Section):
-    """The loss."""
+class ImageObjective(LabelObjective):
+    """The loss, and where the head begins."""
 
-    class_weights: Literal["none", "balanced"] = "none"
-    """`balanced`: rare labels count more, so that all count the same together."""
-    label_smoothing: NonNegativeFloat = Field(0.0, lt=1.0)
-    """The share of the target that is spread over all labels."""
     mixup: NonNegativeFloat = 0.0
     """Mixes pictures of a batch, and their labels, two and two, by shares from Beta(mixup, mixup)
     (arXiv 1710.09412); 0.1 to 0.4 are usual, 0 mixes nothing."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,11 +41,13 @@ from lorimer.tasks._image_sections import ImageData, ImageObjective
 from lorimer.tasks._label_losses import balanced, judged, losses, predicted, targets
 from lorimer.tasks._labelled_pictures import Columns, find_pictures, held_out_split
 from lorimer.tasks._labels import Labels, find_labels
+from lorimer.tasks._linear_probe import KNOWN, begin_head
 from lorimer.tasks._mistakes import draw_mistakes, worst_mistakes
 from lorimer.tasks._picture_duplicates import clusters
 from lorimer.tasks._scores import confusion
 
 if TYPE_CHECKING:
+    from lorimer.attachment.attached import AttachedAdapter
     from lorimer.train.recipe import Recipe
 
 
@@ -189,6 +191,20 @@ class ImageClassification(Task):
         folder = Path(held.path).expanduser().is_dir()
         return held.path, held.split or held_out_split(held.path) or (None if folder else "test")
 
+    def begin(self, adapter: AttachedAdapter, batches: Iterable[Any]) -> str:
+        if self.recipe.objective.head_start == "random":
+            return ""
+        if not self._loaded.new:
+            return KNOWN
+        return begin_head(
+            adapter,
+            self._loaded.heads,
+            len(self.labels.names) or 1,
+            batches,
+            partial(self._logits, adapter.model),
+            self._losses,
+        )
+
     def collate(self, examples: Sequence[Any]) -> Any:
         return {
             "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
@@ -211,8 +227,10 @@ class ImageClassification(Task):
 
     def _weighted(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """(N,) The losses, each as much as its example counts."""
-        smoothing = self.recipe.objective.label_smoothing
-        return losses(logits, batch["label"], self.labels.kind, smoothing) * batch["weight"]
+        return self._losses(logits, batch["label"]) * batch["weight"]
+
+    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        return losses(logits, target, self.labels.kind, self.recipe.objective.label_smoothing)
 
     def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         with behind(self.prefix, batch, len(batch["pixel_values"])):

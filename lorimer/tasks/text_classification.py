@@ -7,14 +7,14 @@ what the labels are called stands in the adapter's metadata.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from accelerate.utils import send_to_device
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -27,8 +27,10 @@ from lorimer.tasks._confusion import save_confusion
 from lorimer.tasks._fixed_examples import FixedExamples, behind
 from lorimer.tasks._held_out import split
 from lorimer.tasks._label_losses import balanced, judged, losses, predicted, targets
+from lorimer.tasks._label_sections import LabelObjective
 from lorimer.tasks._labels import Labels, find_labels
 from lorimer.tasks._language_files import load_tokenizer, within_positions
+from lorimer.tasks._linear_probe import KNOWN, begin_head
 from lorimer.tasks._model_files import shown_name
 from lorimer.tasks._packed_texts import Layers, Packed, layers_of
 from lorimer.tasks._scores import confusion
@@ -37,6 +39,7 @@ from lorimer.tasks._text_rows import read_rows
 from lorimer.tasks._text_sections import HeldOut
 
 if TYPE_CHECKING:
+    from lorimer.attachment.attached import AttachedAdapter
     from lorimer.train.recipe import Recipe
 
 
@@ -123,13 +126,7 @@ class TextClassification(Task):
         validation: HeldOut = HeldOut()
         """Held-out texts."""
 
-    class Objective(Section):
-        """The loss."""
-
-        class_weights: Literal["none", "balanced"] = "none"
-        """`balanced`: rare labels count more, so that all count the same together."""
-        label_smoothing: NonNegativeFloat = Field(0.0, lt=1.0)
-        """The share of the target that is spread over all labels."""
+    Objective: ClassVar[type[LabelObjective]] = LabelObjective
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -192,6 +189,20 @@ class TextClassification(Task):
             self._told.append(f"{cut} texts reach data.max_length, {data.max_length} tokens, and may be cut")
         return examples
 
+    def begin(self, adapter: AttachedAdapter, batches: Iterable[Any]) -> str:
+        if self.recipe.objective.head_start == "random":
+            return ""
+        if not self._new:
+            return KNOWN
+        return begin_head(
+            adapter,
+            tuple(self.full(adapter.model)),
+            len(self.labels.names) or 1,
+            batches,
+            partial(self._logits, adapter.model),
+            self._losses,
+        )
+
     def collate(self, examples: Sequence[Any]) -> Any:
         texts = [
             {key: value for key, value in example.items() if key not in _OF_EXAMPLES} for example in examples
@@ -204,9 +215,11 @@ class TextClassification(Task):
         return {**batch, "label": targets([example["label"] for example in examples], self.labels)}
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        smoothing = self.recipe.objective.label_smoothing
-        each = losses(self._logits(model, batch), batch["label"], self.labels.kind, smoothing)
+        each = self._losses(self._logits(model, batch), batch["label"])
         return (each * batch["weight"]).sum() / batch["weight"].sum()
+
+    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        return losses(logits, target, self.labels.kind, self.recipe.objective.label_smoothing)
 
     def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(texts, labels) Without padding, or in parts of like lengths, each padded to its own longest: the

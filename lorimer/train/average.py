@@ -24,6 +24,10 @@ class Average:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = dict(parameters), decay
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin at the parameters as they are."""
         self.values = {
             name: each.detach().to(torch.promote_types(each.dtype, torch.float32), copy=True)
             for name, each in self.parameters.items()

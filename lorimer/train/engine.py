@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast, parse_flag_from_env
 from rich.console import Console
 
 from lorimer.errors import Interrupted, LorimerError
@@ -27,7 +27,7 @@ from lorimer.train.events import Display, Journal
 from lorimer.train.export import export
 from lorimer.train.meter import Clock, Meter, memory
 from lorimer.train.optimizer import KINDS, learning_rate_now
-from lorimer.train.order import read_batches
+from lorimer.train.order import first_epoch, read_batches
 from lorimer.train.preflight import Preflight, inspect, require_moved, snapshot
 from lorimer.train.recipe import Recipe
 from lorimer.train.resume import capture, had_prefix, restore
@@ -155,6 +155,7 @@ class Run:
     def _take_all_steps(self) -> None:
         batches = read_batches(self.setup, self.step, self.options.steps)
         if self.step == 0:
+            self._begin()
             self.start_tensors = snapshot(self.setup)
             self._show_state(evaluate=self.options.evaluate_every > 0, preview=self.options.preview_every > 0)
         self.clock.restart(self.step)
@@ -185,6 +186,21 @@ class Run:
                     f" saved. To go on: lorimer train --resume {self.folder.path}"
                 )
             self.display.advance(self.step)
+
+    def _begin(self) -> None:
+        """Let the task begin what of the adapter starts in its own way, alike in all processes."""
+        setup = self.setup
+        setup.model.eval()
+        seed_all(self.options.seed, "begin")
+        with setup.accelerator.autocast():
+            done = setup.task.begin(setup.adapter, first_epoch(setup))
+        if done:
+            for parameter in setup.parameters:
+                broadcast(parameter.data)
+            if setup.average is not None:
+                setup.average.restart()
+            self.display.say(done)
+        setup.set_training()
 
     def _finish(self) -> None:
         """Check the frozen base, and write the adapter in the formats that other programs read."""

@@ -15,11 +15,12 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -156,6 +157,15 @@ def read_batches(setup: Setup, first: int, end: int) -> Iterator[Any]:
             pin_memory=setup.accelerator.device.type == "cuda",
         )
     )
+
+
+def first_epoch(setup: Setup) -> Iterator[Any]:
+    """The batches of the first epoch on the device, all of them in every process, in evaluation mode."""
+    whole = replace(setup.order, accumulation=1, rank=0, ranks=1)
+    examples = SeededExamples(setup.data, setup.recipe.train.seed)
+    for places in whole.batches(0, whole.steps_per_epoch):
+        batch = setup.task.collate([examples[place] for place in places])
+        yield send_to_device(batch, setup.accelerator.device)
 
 
 def _leave_signals_to_parent(worker: int) -> None:

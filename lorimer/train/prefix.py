@@ -128,9 +128,9 @@ def _chosen(setup: Setup, seconds: float, asked: bool) -> StoredPrefix:
     states = recorded[: len(places)]
     difference = _difference_elsewhere(setup, data, places, states)
     rest = _seconds_of_rest(setup, data, places, states)
-    cache = EncodingCache(
-        default_cache_folder() / "prefix", (), _facts(setup, task.prefix, data, together), _MEND
-    )
+    facts = _facts(setup, task.prefix, data, together)
+    # None stay in the process, to which memory matters: the system keeps files that are read often.
+    cache = EncodingCache(default_cache_folder() / "prefix", (), facts, _MEND, memory_bytes=0)
     keys = {cache.key(key.encode()) for each in datasets for key in each.keys}
     missing = sum(not cache.is_there(key) for key in keys)
     each_bytes = max(sum(tensor.nbytes for tensor in each) for each in states)

@@ -90,6 +90,7 @@ def text_classification(folder: Path) -> Values:
     return {
         "model": _tiny_encoder(),
         "data": {"path": str(table), "validation": {"fraction": 0.4}},
+        "objective": {"head_start": "linear-probe"},
         "adapter": {"rank": 2},
     }
 
@@ -104,7 +105,7 @@ def image_classification(folder: Path) -> Values:
             "validation": {"fraction": 0.4},
             "augment": {"flip": True, "crop": 0.5, "colour": 0.2, "rotation": 10},
         },
-        "objective": {"mixup": 0.2},
+        "objective": {"mixup": 0.2, "head_start": "linear-probe"},
         "adapter": {"rank": 2},
     }
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from lorimer.errors import LorimerError
-from lorimer.tasks import _encoding_cache
 from lorimer.tasks._diffusion import load_diffusion
 from lorimer.tasks._encoding_cache import EncodingCache, default_cache_folder, fingerprint
 from tests.tiny_models import save_tiny_pipeline
@@ -46,11 +45,9 @@ def test_nothing_is_encoded_twice_in_one_run_or_the_next(tmp_path: Path) -> None
     assert fresh[2]["double"].tolist() == [2.0, 4.0]
 
 
-def test_what_does_not_fit_into_memory_is_read_from_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_encoding_cache, "MEMORY_BYTES", 20)  # one encoding of sixteen bytes
-    cache, counting = _cache(tmp_path), _Counting()
+def test_what_does_not_fit_into_memory_is_read_from_disk(tmp_path: Path) -> None:
+    one = 20  # an encoding has sixteen bytes
+    cache, counting = EncodingCache(tmp_path, [nn.Linear(2, 2)], memory_bytes=one), _Counting()
     keys = cache.ensure(["1 2", "3 4"], str.encode, counting)
     assert [cache[key]["next"].tolist() for key in keys] == [[2.0, 3.0], [4.0, 5.0]]
     assert counting.seen == ["1 2", "3 4"]
