@@ -5,11 +5,13 @@
     train/images/a.jpg             train/labels/a.txt, as other programs lay it out
     classes.txt                    one name a line, where there is no data.yaml
 
-An empty text file is of a picture without boxes.
+An empty text file is of a picture without boxes. A line may be an outline, `0 0.1 0.1 0.5 0.1 0.3 0.4`: the
+box around its points counts.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from lorimer.tasks._box_pictures import WrittenBox, WrittenPicture, WrittenSet, 
 from lorimer.tasks._picture_decoding import Stored
 from lorimer.tasks._picture_folder import PICTURE_SUFFIXES
 
+_BOX, _TRIANGLE = 4, 6  # numbers behind the class
 _SAME_SPLIT = {"val": ("val", "valid", "validation"), "train": ("train",), "test": ("test",)}
 
 
@@ -58,9 +61,14 @@ def read_yolo(config: Path, split: str | None) -> WrittenSet:
     if pictures and missing == len(pictures):
         where = labelled[0][1].relative_to(folder).as_posix()
         raise DataError(f"{folder}: no picture has a file of labels; the first would be {where}")
-    read = tuple(_read(path, labels, folder, names, problems) for path, labels in labelled)
-    notes = (f"{missing} pictures without a file of labels are taken to show nothing",) if missing else ()
-    return WrittenSet("YOLO", "cxcywh", read, names, shares=True, told=notes, problems=tuple(problems))
+    read = [_read(path, labels, folder, names, problems) for path, labels in labelled]
+    notes = [f"{missing} pictures without a file of labels are taken to show nothing"] if missing else []
+    if outlines := sum(count for _, count in read):
+        notes.append(f"{outlines} outlines are learned as the boxes around them")
+    pictures_read = tuple(picture for picture, _ in read)
+    return WrittenSet(
+        "YOLO", "cxcywh", pictures_read, names, shares=True, told=tuple(notes), problems=tuple(problems)
+    )
 
 
 def _parsed(config: Path) -> dict[str, Any]:
@@ -160,28 +168,58 @@ def _labels_of(picture: Path, folder: Path) -> Path:
 
 def _read(
     picture: Path, labels: Path, folder: Path, names: tuple[str, ...], problems: list[str]
-) -> WrittenPicture:
-    source, boxes = labels.relative_to(folder).as_posix(), []
+) -> tuple[WrittenPicture, int]:
+    """A picture with its boxes, and how many of these are written as outlines."""
+    source = labels.relative_to(folder).as_posix()
+    boxes: list[WrittenBox] = []
+    outlines = 0
     try:
         lines = read_lines(labels) if labels.is_file() else []
     except DataError as error:
         problems.append(str(error))
         lines = []
     for number, line in enumerate(lines, 1):
-        fields, place = line.split(), f"line {number}"
-        if not fields:
+        if not line.strip():
             continue
         try:
-            label, values = int(fields[0]), tuple(float(field) for field in fields[1:])
-        except ValueError:
-            problems.append(f"{source}, {place}: must be a class and four numbers, not {line[:40]!r}")
+            label, values = _of_line(line, names)
+            box = values if len(values) == _BOX else _around(values)
+        except ValueError as error:
+            problems.append(f"{source}, line {number}: {error}")
             continue
-        if len(values) != 4:
-            counts = {5: "a score besides, which a box to learn from has not"}
-            what = counts.get(len(values), "an outline, not a box" if len(values) > 4 else "too short")
-            problems.append(f"{source}, {place}: has {len(values)} numbers behind its class: {what}")
-        elif not 0 <= label < len(names):
-            problems.append(f"{source}, {place}: the class {label} has no name; there are {len(names)}")
-        else:
-            boxes.append(WrittenBox(values, names[label], place))
-    return WrittenPicture(picture.relative_to(folder).as_posix(), Stored(picture), tuple(boxes), source)
+        outlines += len(values) > _BOX
+        boxes.append(WrittenBox(box, label, f"line {number}"))
+    name = picture.relative_to(folder).as_posix()
+    return WrittenPicture(name, Stored(picture), tuple(boxes), source), outlines
+
+
+def _of_line(line: str, names: tuple[str, ...]) -> tuple[str, tuple[float, ...]]:
+    """(class, four numbers of a box, or two of each point of an outline).
+
+    Raises:
+        ValueError: says what else stands there.
+    """
+    first, *others = line.split()
+    try:
+        place, values = int(first), tuple(map(float, others))
+    except ValueError:
+        raise ValueError(f"must be a class and four numbers, not {line.strip()[:40]!r}") from None
+    if len(values) != _BOX and (len(values) < _TRIANGLE or len(values) % 2):
+        known = {_BOX + 1: "a score besides, which a box to learn from has not"}
+        what = known.get(len(values), "too short" if len(values) < _BOX else "no outline, which has pairs")
+        raise ValueError(f"has {len(values)} numbers behind its class: {what}")
+    if not 0 <= place < len(names):
+        raise ValueError(f"the class {place} has no name; there are {len(names)}")
+    return names[place], values
+
+
+def _around(outline: tuple[float, ...]) -> tuple[float, ...]:
+    """Centre and size of the box around an outline x, y, x, y, ...
+
+    Raises:
+        ValueError: a number is not finite, which no comparison would tell.
+    """
+    if not all(map(math.isfinite, outline)):
+        raise ValueError("a point of the outline is not finite")
+    left, right, top, bottom = (bound(outline[axis::2]) for axis in (0, 1) for bound in (min, max))
+    return ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)

@@ -213,7 +213,10 @@ def test_broken_files_are_named(file: str, text: str, message: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.1 0.1 0.2 0.2 0.3 0.3", "has 6 numbers behind its class: an outline"),
+        ("0 0.1 0.1 0.2 0.2 0.9", "has 5 numbers behind its class: a score"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "has 7 numbers behind its class: no outline"),
+        ("0 0.1 0.1 nan 0.2 0.3 0.3", "a point of the outline is not finite"),
+        ("0 0.1 0.1 0.2", "has 3 numbers behind its class: too short"),
         ("7 0.1 0.1 0.2 0.2", "the class 7 has no name; there are 2"),
         ("dog 0.1 0.1 0.2 0.2", "must be a class and four numbers"),
     ],
@@ -223,6 +226,23 @@ def test_lines_that_are_no_boxes_are_named(line: str, message: str, tmp_path: Pa
     (folder / "labels" / "train" / "a.txt").write_text(line)
     with pytest.raises(DataError, match=f"labels/train/a.txt, line 1: .*{message}"):
         read(folder)
+
+
+def test_an_outline_is_learned_as_the_box_around_it(tmp_path: Path) -> None:
+    folder = box_folders.yolo(tmp_path / "data")
+    expected = read(folder)
+    for picture, own in zip(expected.pictures, BOXES.values(), strict=True):
+        lines = []
+        for label, (x0, y0, x1, y1) in own:
+            middle = (x0 + x1) / 2
+            points = [(x0, y1), (middle, y0), (x1, y1), (middle, (y0 + y1) / 2)]
+            shares = " ".join(f"{x / SIZE[0]:.6f} {y / SIZE[1]:.6f}" for x, y in points)
+            lines.append(f"{NAMES.index(label)} {shares}")
+        (folder / "labels" / "train" / f"{Path(picture.name).stem}.txt").write_text("\n".join(lines))
+    found = read(folder)
+    assert "3 outlines are learned as the boxes around them" in found.told
+    for picture, outlined in zip(expected.pictures, found.pictures, strict=True):
+        torch.testing.assert_close(outlined.boxes, picture.boxes, atol=1e-3, rtol=0)
 
 
 def test_a_folder_that_holds_nothing_or_two_forms_is_refused(tmp_path: Path) -> None:
